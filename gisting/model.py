@@ -1,0 +1,475 @@
+"""GistModel: load, compress, generate, stream, save. The facade that every job uses.
+
+    model = GistModel.from_pretrained("embedded")
+    gist = model.compress("Answer in one word, in capitals.")     # k activations
+    model.generate(["Capital of France?", "Of Italy?"], gist)     # one gist, two inputs, one batch
+
+Text goes in and text comes out; ids, padding and positions stay inside. A string or a list
+everywhere. Knows nothing about training, files of data, or serving.
+
+Shapes: B batch, P instruction, K gist tokens, L input.
+"""
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer, TextIteratorStreamer
+
+from gisting.errors import (
+    GistMismatchError,
+    NotAGistModelError,
+    OptionError,
+    PromptError,
+    SaveError,
+)
+from gisting.files import write_text
+from gisting.gist import Gist, Prefix, Provenance, instruction_hash
+from gisting.models import loading
+from gisting.models.card import model_card
+from gisting.models.config import GistConfig
+from gisting.models.families import adapter_for
+from gisting.models.fingerprint import fingerprint, version
+from gisting.prompts import GIST_TOKEN, PromptEncoder, make_template
+
+Text = str | Sequence[str]
+
+
+class GistModel:
+    """A language model that can compress its instructions.
+
+    Attributes:
+        hf_model: the transformers model, unchanged.
+        tokenizer: its tokenizer, with `<GIST>`.
+        config: what it was trained for.
+        adapter: what its family knows about gists.
+        encoder: text to ids.
+        gist_id: the id of `<GIST>`.
+    """
+
+    def __init__(
+        self, hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: GistConfig
+    ) -> None:
+        if GIST_TOKEN not in tokenizer.get_vocab():
+            raise NotAGistModelError(f"the tokenizer has no {GIST_TOKEN}; use GistModel.from_base")
+        self.hf_model = hf_model
+        self.tokenizer = tokenizer
+        self.config = config
+        self.adapter = adapter_for(hf_model)
+        self.gist_id = loading.gist_id_of(tokenizer)
+        self.encoder = PromptEncoder(
+            tokenizer, make_template(config.template, tokenizer), self.gist_id
+        )
+        self._fingerprint: tuple[object, str] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | os.PathLike[str] = loading.EMBEDDED,
+        *,
+        dtype: str | torch.dtype = "float32",
+        device: str | torch.device = "cpu",
+        cache_dir: str | None = None,
+        weight_diff_base: str | None = None,
+    ) -> "GistModel":
+        """Load a gist model: one of ours, a published checkpoint, or "embedded".
+
+        Args:
+            path_or_hub_id: a folder, a hub id, or "embedded", the model in this package.
+            dtype: float32 | bfloat16 | float16 (or fp32 | bf16 | fp16).
+            device: cpu | cuda | mps.
+            cache_dir: where downloads are kept.
+            weight_diff_base: the base model, where the checkpoint is a published weight diff.
+
+        Raises:
+            OptionError: unknown precision or device.
+            ModelNotFoundError: nothing there, or it cannot be read.
+            NotAGistModelError: a plain model; `from_base` makes one of it.
+            UnsupportedModelError: a family for which gists are not exact.
+        """
+        parsed, place = loading.parse_dtype(dtype), check_device(device)
+        path = loading.resolve(os.fspath(path_or_hub_id))
+        model_config = loading.load_config(path, cache_dir=cache_dir)
+        tokenizer = loading.load_tokenizer(path, cache_dir=cache_dir)
+        config = loading.load_gist_config(path, cache_dir=cache_dir)
+        if GIST_TOKEN not in tokenizer.get_vocab():
+            raise NotAGistModelError(
+                f"{path} is not a gist model: its tokenizer has no {GIST_TOKEN}; train it first "
+                "(gisting train), or start from it with GistModel.from_base"
+            )
+        hf_model = loading.load_model(path, model_config, dtype=parsed, cache_dir=cache_dir)
+        if weight_diff_base is not None:
+            base_config = loading.load_config(weight_diff_base, cache_dir=cache_dir)
+            base = loading.load_model(
+                weight_diff_base, base_config, dtype=parsed, cache_dir=cache_dir
+            )
+            loading.add_weights(hf_model, base)
+        _move(hf_model, place)
+        if config is None:
+            config = GistConfig(template=adapter_for(hf_model).default_template)
+        return cls(hf_model, tokenizer, config)
+
+    @classmethod
+    def from_base(
+        cls,
+        path_or_model: str | os.PathLike[str] | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        num_gist_tokens: int | Sequence[int] = 1,
+        template: str | None = None,
+        dtype: str | torch.dtype = "float32",
+        device: str | torch.device = "cpu",
+        cache_dir: str | None = None,
+    ) -> "GistModel":
+        """Make a gist model of a plain one: adds `<GIST>`; what it means must still be trained.
+
+        Args:
+            path_or_model: a folder, a hub id, or a loaded model (then `tokenizer` is needed).
+            num_gist_tokens: k, or all the k it is going to be trained for.
+            template: "decoder", "encoder-decoder" or "chat"; default: the family's published one.
+
+        Raises: as `from_pretrained`.
+        """
+        ks = (num_gist_tokens,) if isinstance(num_gist_tokens, int) else tuple(num_gist_tokens)
+        if not ks or any(k < 1 for k in ks):
+            raise OptionError(f"num_gist_tokens must be at least 1, not {num_gist_tokens}")
+        place = check_device(device)
+        if isinstance(path_or_model, PreTrainedModel):
+            if tokenizer is None:
+                raise OptionError("a loaded model needs its tokenizer: from_base(model, tokenizer)")
+            hf_model, base = path_or_model, str(path_or_model.config.name_or_path)
+        else:
+            base = os.fspath(path_or_model)
+            path, parsed = loading.resolve(base), loading.parse_dtype(dtype)
+            model_config = loading.load_config(path, cache_dir=cache_dir)
+            tokenizer = tokenizer or loading.load_tokenizer(path, cache_dir=cache_dir)
+            hf_model = loading.load_model(path, model_config, dtype=parsed, cache_dir=cache_dir)
+        adapter = adapter_for(hf_model)  # refuses before anything is changed
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        loading.add_gist_token(hf_model, tokenizer)
+        config = GistConfig(
+            num_gist_tokens=ks, template=template or adapter.default_template, base_model=base
+        )
+        return cls(_move(hf_model, place), tokenizer, config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.hf_model.device
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the weights; gists carry it. Taken anew when the weights have changed."""
+        now = version(self.hf_model.parameters())
+        if self._fingerprint is None or self._fingerprint[0] != now:
+            self._fingerprint = (now, fingerprint(self.hf_model))
+        return self._fingerprint[1]
+
+    def compress(
+        self,
+        instructions: Text,
+        *,
+        num_gist_tokens: int | None = None,
+        allow_untrained: bool = False,
+    ) -> Gist:
+        """Squeeze each instruction into the activations of k gist tokens.
+
+        Args:
+            instructions: one, or B of any lengths; computed in one batch.
+            num_gist_tokens: k; default: the first k the model was trained for.
+            allow_untrained: permit a k the model was not trained for.
+
+        Returns:
+            A `Gist` of B rows.
+
+        Raises:
+            OptionError: k is below one, or was not trained and not allowed.
+            PromptError: an instruction is empty, too long, or holds `<GIST>`.
+        """
+        k = self.check_k(num_gist_tokens, allow_untrained=allow_untrained)
+        texts = as_list(instructions, "instruction")
+        ids, padding, lengths = self._instructions(texts, k)
+        return Gist(
+            tensors=self.adapter.compress(ids, padding, k),
+            lengths=(k,) * len(texts),
+            provenance=_provenance(texts, [n - k for n in lengths]),
+            model=self.fingerprint,
+            template=self.config.template,
+        )
+
+    def cache_prompt(self, instructions: Text, *, num_gist_tokens: int | None = None) -> Prefix:
+        """Keep the activations of whole instructions: what engines call prefix caching.
+
+        The comparison every gist must stand. Same rules as `compress`; P + k tokens are kept.
+        """
+        k = self.check_k(num_gist_tokens)
+        texts = as_list(instructions, "instruction")
+        ids, padding, lengths = self._instructions(texts, k)
+        return Prefix(
+            tensors=self.adapter.cache_prompt(ids, padding),
+            lengths=tuple(lengths),
+            provenance=_provenance(texts, [n - k for n in lengths]),
+            model=self.fingerprint,
+            template=self.config.template,
+        )
+
+    def generate(
+        self,
+        inputs: Text,
+        gist: Prefix | None = None,
+        *,
+        instructions: Text | None = None,
+        num_gist_tokens: int | None = None,
+        max_new_tokens: int = 128,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int | None = None,
+        num_beams: int = 1,
+        num_return_sequences: int = 1,
+        stop_strings: Text | None = None,
+        streamer: BaseStreamer | None = None,
+    ) -> list[str]:
+        """Answer each input, through transformers' own `generate`.
+
+        Args:
+            inputs: one, or B; "" where there is none.
+            gist: one gist for all inputs, or one for each. A `Prefix` of `cache_prompt` works too.
+            instructions: instead of a gist, read these in full. With neither, the model answers
+                without any instruction.
+            max_new_tokens: at most this many tokens each.
+            do_sample, temperature, top_p, top_k: sampling; `top_k=0` is no limit. Greedy otherwise.
+            seed: makes sampling repeatable; the caller's random state is left alone.
+            num_beams, num_return_sequences: beam search; several answers each.
+            stop_strings: end an answer behind any of these; they are cut off.
+            streamer: transformers streamer (one input).
+
+        Returns:
+            B * num_return_sequences texts, those of an input side by side.
+
+        Raises:
+            OptionError: a number out of range, or both a gist and instructions given.
+            PromptError: an input holds `<GIST>`, or there are more tokens than positions.
+            GistMismatchError: another model's gist, or neither one gist nor one for each input.
+        """
+        check_numbers(
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            num_return_sequences=num_return_sequences,
+        )
+        if not temperature > 0 or not 0 < top_p <= 1 or top_k < 0:
+            raise OptionError("temperature must be above 0, top_p in (0, 1], top_k at least 0")
+        texts = as_list(inputs, "input")
+        ids, padding = self._prompts(texts, gist, instructions, num_gist_tokens)
+        stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or [])
+        options = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            num_beams=num_beams,
+            num_return_sequences=num_return_sequences,
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=self.hf_model.generation_config.eos_token_id
+            or self.tokenizer.eos_token_id,
+            stop_strings=stops or None,
+            # a checkpoint's own sampling defaults must not leak in
+            temperature=temperature if do_sample else 1.0,
+            top_p=top_p if do_sample else 1.0,
+            top_k=top_k if do_sample else 50,
+            repetition_penalty=1.0,
+        )
+        with _seeded(seed, self.device):
+            new = self.adapter.generate(
+                ids,
+                padding,
+                gist,
+                options,
+                gist_id=self.gist_id,
+                tokenizer=self.tokenizer if stops else None,
+                streamer=streamer,
+            )
+        answers = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [_cut(answer, stops) for answer in answers]
+
+    def stream(self, input: str, gist: Prefix | None = None, **options: Any) -> Iterator[str]:
+        """The answer to one input piece by piece, as it is generated; options as `generate`.
+
+        Raises: as `generate`, before the first piece.
+        """
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        failure: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                self.generate([input], gist, streamer=streamer, **options)
+            except BaseException as error:  # handed to the caller's thread
+                failure.append(error)
+                streamer.end()
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        yield from (
+            piece.removeprefix(" ") if n == 0 else piece for n, piece in enumerate(streamer)
+        )
+        thread.join()
+        if failure:
+            raise failure[0]
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the Hugging Face layout, `gist_config.json` and a model card (raises SaveError)."""
+        target = Path(folder)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            self.hf_model.save_pretrained(target)
+            self.tokenizer.save_pretrained(target)
+        except OSError as error:
+            raise SaveError(
+                f"could not write {target}: {error}; free space or choose another place"
+            ) from error
+        self.config.save(target)
+        write_text(target / "README.md", model_card(self.config, self.hf_model.config.model_type))
+        return target
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> None:
+        """Upload what `save_pretrained` writes to the Hugging Face hub."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo_id, folder_path=folder)
+
+    def check_k(self, k: int | None, *, allow_untrained: bool = False) -> int:
+        """k, or the default (raises OptionError where it was not trained and is not allowed)."""
+        trained = self.config.num_gist_tokens
+        if k is None:
+            return self.config.default_k
+        if k < 1:
+            raise OptionError(f"num_gist_tokens must be at least 1, not {k}")
+        if trained and k not in trained and not allow_untrained:
+            raise OptionError(
+                f"this model was trained for {_list(trained)} gist tokens, not {k}; choose one of "
+                "those, or allow an untrained number (allow_untrained, --allow_untrained)"
+            )
+        return k
+
+    def pad(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Rows of ids as [B, S] ids and [B, S] mask, padded on the left, on the model's device."""
+        width = max(len(row) for row in rows)
+        pad = int(self.tokenizer.pad_token_id)
+        ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        return ids.to(self.device), mask.to(self.device)
+
+    def _instructions(self, texts: Sequence[str], k: int) -> tuple[Tensor, Tensor, list[int]]:
+        rows = [self.encoder.instruction(text, k) for text in texts]
+        limit = self.adapter.max_positions
+        for number, row in enumerate(rows):
+            if limit is not None and len(row) > limit:
+                raise PromptError(
+                    f"instruction {number} has {len(row) - k} tokens; with {k} gist tokens that is "
+                    f"more than the {limit} this model can place; shorten it"
+                )
+        return *self.pad(rows), [len(row) for row in rows]
+
+    def _prompts(
+        self,
+        texts: Sequence[str],
+        gist: Prefix | None,
+        instructions: Text | None,
+        num_gist_tokens: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        if instructions is None:
+            if gist is not None and gist.model != self.fingerprint:
+                raise GistMismatchError(
+                    f"this gist was made by another model (fingerprint {gist.model[:12]}, this one "
+                    f"is {self.fingerprint[:12]}); compress the instruction with this model"
+                )
+            if gist is not None and gist.template != self.config.template:
+                raise GistMismatchError(
+                    f"this gist was made for template {gist.template!r}, the model uses "
+                    f"{self.config.template!r}; compress the instruction again"
+                )
+            if gist is not None and len(gist) not in (1, len(texts)):
+                raise GistMismatchError(
+                    f"{len(gist)} gists for {len(texts)} inputs; give one, or one for each input"
+                )
+            return self.pad([self.encoder.input(text) for text in texts])
+        if gist is not None:
+            raise OptionError("give a gist or instructions, not both")
+        given = as_list(instructions, "instruction")
+        if len(given) not in (1, len(texts)):
+            raise OptionError(
+                f"{len(given)} instructions for {len(texts)} inputs; give one, or one for each"
+            )
+        given = given * len(texts) if len(given) == 1 else given
+        k = self.check_k(num_gist_tokens)
+        pairs = zip(given, texts, strict=True)
+        return self.pad([self.encoder.prompt(i, x, k) for i, x in pairs])
+
+
+def as_list(texts: Text, what: str) -> list[str]:
+    """One string or many as a list (raises PromptError where there is none)."""
+    given = [texts] if isinstance(texts, str) else list(texts)
+    if not given:
+        raise PromptError(f"no {what} given; give at least one")
+    return given
+
+
+def check_numbers(**numbers: int) -> None:
+    """Raise OptionError for a number below one, by its name."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise OptionError(f"{name} must be at least 1, not {number}")
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """The device, if this machine has it (raises OptionError)."""
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"device {device!s} is not available here; use device='cpu'") from error
+    return place
+
+
+def _move(model: Any, device: torch.device) -> PreTrainedModel:
+    moved: PreTrainedModel = model.to(device)
+    return moved
+
+
+def _provenance(texts: Sequence[str], lengths: Sequence[int]) -> tuple[Provenance, ...]:
+    return tuple(
+        Provenance(instruction_hash(text), n) for text, n in zip(texts, lengths, strict=True)
+    )
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _cut(answer: str, stops: Sequence[str]) -> str:
+    for stop in stops:
+        place = answer.find(stop)
+        answer = answer if place < 0 else answer[:place]
+    return answer.strip()
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Seed torch inside a `with`, and put the caller's random state back; None changes nothing."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices, enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield

@@ -1,0 +1,241 @@
+"""From an instruction and an input to token ids with a gist span.
+
+    Example ── Template ──> "Instruction: ... <GIST><GIST> Input: ..." ── PromptEncoder ──> ids
+
+A template is text; the encoder turns it into ids and guarantees that an instruction and an input
+encoded apart give the ids of the two encoded together. That guarantee is what lets a gist be made
+before its input is known. Knows nothing about masks or models.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from gisting.errors import OptionError, PromptError
+
+GIST_TOKEN = "<GIST>"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of instruction data. `input` is "" where there is none."""
+
+    instruction: str
+    input: str = ""
+    output: str = ""
+    source: str = ""
+
+
+class Template(Protocol):
+    """How a prompt reads."""
+
+    @property
+    def separator(self) -> str:
+        """Text between the prompt and the output."""
+        ...
+
+    @property
+    def add_special_tokens(self) -> bool:
+        """Whether the tokenizer adds its own first and last tokens."""
+        ...
+
+    def render(self, instruction: str, input: str, gist: str) -> str:
+        """The prompt's text, with `gist` where the gist tokens go."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionTemplate:
+    """The published templates: behaviour of LLaMA with `closing`, of T5 without.
+
+    >>> InstructionTemplate("\\nOutput:").render("Greet.", "Ann", "<GIST>")
+    'Instruction: Greet.\\n<GIST>\\nInput: Ann\\nOutput:'
+    """
+
+    closing: str
+    separator: str = " "
+    add_special_tokens: bool = True
+
+    def render(self, instruction: str, input: str, gist: str) -> str:
+        """The prompt's text; the line of an empty input is left out."""
+        middle = f"\nInput: {input}" if input else ""
+        return f"Instruction: {instruction}\n{gist}{middle}{self.closing}"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """The tokenizer's own chat template: the system prompt is what a gist replaces."""
+
+    tokenizer: PreTrainedTokenizerBase
+    separator: str = ""
+    add_special_tokens: bool = False
+
+    def render(self, instruction: str, input: str, gist: str) -> str:
+        """The conversation's text up to where the assistant speaks (raises PromptError)."""
+        messages = [
+            {"role": "system", "content": instruction + gist},
+            {"role": "user", "content": input},
+        ]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # jinja raises what the template's author chose
+            raise PromptError(
+                f"the chat template refuses a system prompt ({error}); use template='decoder'"
+            ) from error
+        return str(text)
+
+
+TEMPLATES: Mapping[str, InstructionTemplate] = {
+    "decoder": InstructionTemplate(closing="\nOutput:"),
+    "encoder-decoder": InstructionTemplate(closing=""),
+}
+TEMPLATE_NAMES = (*TEMPLATES, "chat")
+
+
+def make_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The template called `name`: "decoder", "encoder-decoder" (both published) or "chat".
+
+    Raises:
+        OptionError: there is no such template, or the tokenizer has no chat template.
+    """
+    if name == "chat":
+        if not tokenizer.chat_template:
+            raise OptionError("this tokenizer has no chat template; use template='decoder'")
+        return ChatTemplate(tokenizer)
+    try:
+        return TEMPLATES[name]
+    except KeyError:
+        known = ", ".join(TEMPLATE_NAMES)
+        raise OptionError(f"unknown template {name!r}; choose one of {known}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedExample:
+    """Ids of one training row: `prompt` holds the gist span, `completion` ends with eos."""
+
+    prompt: list[int]
+    completion: list[int]
+
+
+class PromptEncoder:
+    """Turns text into ids around a span of gist tokens.
+
+    Text of a user that contains `<GIST>` is refused, so a gist id is always one of ours.
+
+    Example (a toy tokenizer with one id a word, k = 2)::
+
+        encoder.instruction("Greet.", 2)    # <s> Instruction : Greet . G G
+        encoder.input("Ann")                #                               Input : Ann Output :
+        encoder.prompt("Greet.", "Ann", 2)  # both, checked to be the ids of the whole text
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: Template, gist_id: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.gist_id = gist_id
+
+    def instruction(self, instruction: str, num_gist_tokens: int) -> list[int]:
+        """Ids up to and including the gist span: what `compress` reads. Length P + K.
+
+        Raises:
+            PromptError: the instruction is empty or holds `<GIST>`, or the span came out broken.
+            OptionError: `num_gist_tokens` is below one.
+        """
+        if num_gist_tokens < 1:
+            raise OptionError(f"num_gist_tokens must be at least 1, not {num_gist_tokens}")
+        check_instruction(instruction)
+        gist = GIST_TOKEN * num_gist_tokens
+        text = self.template.render(instruction, "", gist)
+        start = text.rindex(gist)
+        ids = self._encode(text[: start + len(gist)])
+        return ids[: self._end_of_span(ids, num_gist_tokens)]
+
+    def input(self, input: str) -> list[int]:
+        """Ids that follow the gist span: what is read on top of a gist. Length L.
+
+        A gist token stands in front while encoding, and is cut off again, so that the first word
+        is encoded as it is after a gist.
+
+        Raises:
+            PromptError: the input holds `<GIST>`.
+        """
+        check_text("input", input)
+        text = self.template.render("-", input, GIST_TOKEN)
+        ids = self._encode(text[text.index(GIST_TOKEN) :])
+        return ids[self._end_of_span(ids, 1) :]
+
+    def prompt(self, instruction: str, input: str, num_gist_tokens: int) -> list[int]:
+        """Ids of the whole prompt. Length P + K + L.
+
+        Raises:
+            PromptError: as above, or the tokenizer joins the instruction and the input, so that a
+                gist made alone would not be the gist of this prompt.
+        """
+        ids = self._encode(self.template.render(instruction, input, GIST_TOKEN * num_gist_tokens))
+        if ids != self.instruction(instruction, num_gist_tokens) + self.input(input):
+            raise PromptError(
+                "this tokenizer gives other ids for instruction and input apart than for both "
+                f"together (instruction {instruction[:40]!r}); use another template"
+            )
+        return ids
+
+    def example(self, example: Example, num_gist_tokens: int) -> EncodedExample | None:
+        """Ids of a training row, or None where the output's ids depend on the prompt's last ones.
+
+        None is what the published collator drops as well (an empty output, for instance). For an
+        encoder-decoder the completion is the decoder's target and is encoded alone.
+
+        Raises:
+            PromptError: as `prompt`, or the output holds `<GIST>`.
+        """
+        check_text("output", example.output)
+        prompt = self.prompt(example.instruction, example.input, num_gist_tokens)
+        eos = self.tokenizer.eos_token_id
+        if prompt[-1] == eos:  # encoder-decoder: the source is closed, the target stands alone
+            target = self._encode(example.output)
+            return EncodedExample(prompt, target if target[-1:] == [eos] else [*target, eos])
+        text = self.template.render(
+            example.instruction, example.input, GIST_TOKEN * num_gist_tokens
+        )
+        whole = self._encode(text + self.template.separator + example.output)
+        if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
+            return None
+        return EncodedExample(prompt, [*whole[len(prompt) :], eos])
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=self.template.add_special_tokens)[
+            "input_ids"
+        ]
+        return ids
+
+    def _end_of_span(self, ids: list[int], num_gist_tokens: int) -> int:
+        places = [i for i, token in enumerate(ids) if token == self.gist_id]
+        if len(places) != num_gist_tokens or places[-1] - places[0] != num_gist_tokens - 1:
+            raise PromptError(
+                f"this tokenizer puts other tokens between gist tokens (found them at {places}); "
+                "add <GIST> to it with GistModel.from_base"
+            )
+        return places[-1] + 1
+
+
+def check_instruction(instruction: str) -> None:
+    """Raise PromptError for an instruction that is empty or holds `<GIST>`."""
+    if not instruction.strip():
+        raise PromptError("the instruction is empty; give the text to compress")
+    check_text("instruction", instruction)
+
+
+def check_text(what: str, text: str) -> None:
+    """Raise PromptError where a user's text holds `<GIST>`, which is never taken for a gist."""
+    place = text.find(GIST_TOKEN)
+    if place >= 0:
+        raise PromptError(
+            f"the {what} contains {GIST_TOKEN} (at character {place}); remove it: gist tokens are "
+            "placed by the template"
+        )

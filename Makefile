@@ -1,0 +1,71 @@
+# Everything a developer or CI runs. Needs Python 3.11 or newer and nothing else.
+# The first goal fills .venv (about two minutes); later ones reuse it until
+# pyproject.toml or constraints.txt change.
+
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+BIN    := .venv/bin
+OLDEST := .venv-oldest
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test slow check bench theorem-oldest format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.demo ## train a small gist model on the CPU and watch it answer from gists
+	$(BIN)/python -m gisting.demo
+
+test: .venv/.dev ## the quick tests
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: .venv/.dev ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+check: .venv/.dev ## lint, formatting, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.dev ## measure speed and memory
+	$(BIN)/python -m benchmarks
+
+theorem-oldest: $(OLDEST)/.ready ## the theorem on the core install with the oldest transformers
+	$(OLDEST)/bin/python -m pytest tests/parity
+
+format: .venv/.dev ## mend lint and formatting where a tool can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove environments, build leftovers and caches
+	rm -rf .venv $(OLDEST) build gisting.egg-info
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+# $(call install,environment,constraints) puts $(WANTED) there. PIP_CONSTRAINT and not -c: the pip
+# that comes with Python 3.11 then also pins the setuptools that builds source packages.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@echo "filling $(1); the first time takes a few minutes"
+	@test -x $(1)/bin/pip || $(PYTHON) -m venv $(1)
+	PIP_CONSTRAINT=$(2) $(1)/bin/python -m pip install --quiet --disable-pip-version-check $(WANTED)
+endef
+
+.venv/.demo: WANTED = -e '.[train,eval]'
+.venv/.demo: pyproject.toml constraints.txt
+	$(call install,.venv,constraints.txt)
+	@touch $@
+
+.venv/.dev: WANTED = -e '.[dev]'
+.venv/.dev: pyproject.toml constraints.txt
+	$(call install,.venv,constraints.txt)
+	@touch .venv/.demo $@
+
+# constraints.txt with the lines of constraints-oldest.txt in the place of its own.
+$(OLDEST)/.ready: WANTED = -e . pytest
+$(OLDEST)/.ready: pyproject.toml constraints.txt constraints-oldest.txt
+	@mkdir -p $(OLDEST)
+	@echo '*' > $(OLDEST)/.gitignore
+	@awk -F== '!/^#/ && !seen[$$1]++' constraints-oldest.txt constraints.txt > $(OLDEST)/constraints.txt
+	$(call install,$(OLDEST),$(OLDEST)/constraints.txt)
+	@touch $@

@@ -7,7 +7,7 @@ encoded apart give the ids of the two encoded together. That guarantee is what l
 before its input is known. Knows nothing about masks or models.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -115,10 +115,19 @@ def make_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
 
 @dataclass(frozen=True, slots=True)
 class EncodedExample:
-    """Ids of one training row: `prompt` holds the gist span, `completion` ends with eos."""
+    """Ids of one training row; the gist span of any k goes between `instruction` and `input`.
 
-    prompt: list[int]
+    `completion` ends with eos. For an encoder-decoder it is the decoder's target, and `input` ends
+    the source.
+    """
+
+    instruction: list[int]
+    input: list[int]
     completion: list[int]
+
+    def prompt(self, gist_id: int, num_gist_tokens: int) -> list[int]:
+        """Ids of the prompt, length P + K + L."""
+        return [*self.instruction, *[gist_id] * num_gist_tokens, *self.input]
 
 
 class PromptEncoder:
@@ -179,40 +188,70 @@ class PromptEncoder:
         """
         ids = self._encode(self.template.render(instruction, input, GIST_TOKEN * num_gist_tokens))
         if ids != self.instruction(instruction, num_gist_tokens) + self.input(input):
-            raise PromptError(
-                "this tokenizer gives other ids for instruction and input apart than for both "
-                f"together (instruction {instruction[:40]!r}); use another template"
-            )
+            raise PromptError(self._joined(instruction))
         return ids
 
-    def example(self, example: Example, num_gist_tokens: int) -> EncodedExample | None:
-        """Ids of a training row, or None where the output's ids depend on the prompt's last ones.
+    def examples(self, examples: Sequence[Example]) -> list[EncodedExample | None]:
+        """Ids of training rows, many at once; None where the output's first id merges with the prompt.
 
-        None is what the published collator drops as well (an empty output, for instance). For an
-        encoder-decoder the completion is the decoder's target and is encoded alone.
+        None is what the published collator drops as well (an empty output, for instance).
 
         Raises:
-            PromptError: as `prompt`, or the output holds `<GIST>`.
+            PromptError: as `prompt`, or an output holds `<GIST>`; the message names the row.
         """
-        check_text("output", example.output)
-        prompt = self.prompt(example.instruction, example.input, num_gist_tokens)
+        for number, row in enumerate(examples):
+            try:
+                check_instruction(row.instruction)
+                check_text("input", row.input)
+                check_text("output", row.output)
+            except PromptError as error:
+                raise PromptError(f"row {number}: {error}") from None
+        render = self.template.render
+        texts = [render(row.instruction, row.input, GIST_TOKEN) for row in examples]
+        alone = [render(row.instruction, "", GIST_TOKEN) for row in examples]
+        firsts = self._encode_all([t[: t.rindex(GIST_TOKEN) + len(GIST_TOKEN)] for t in alone])
+        seconds = self._encode_all([t[t.index(GIST_TOKEN) :] for t in texts])
+        wholes = self._encode_all(texts)
         eos = self.tokenizer.eos_token_id
-        if prompt[-1] == eos:  # encoder-decoder: the source is closed, the target stands alone
-            target = self._encode(example.output)
-            return EncodedExample(prompt, target if target[-1:] == [eos] else [*target, eos])
-        text = self.template.render(
-            example.instruction, example.input, GIST_TOKEN * num_gist_tokens
+        closed = bool(wholes) and wholes[0][-1] == eos  # encoder-decoder: outputs stand alone
+        between = self.template.separator
+        outputs = self._encode_all(
+            [
+                row.output if closed else t + between + row.output
+                for t, row in zip(texts, examples, strict=False)
+            ]
         )
-        whole = self._encode(text + self.template.separator + example.output)
-        if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
-            return None
-        return EncodedExample(prompt, [*whole[len(prompt) :], eos])
+        encoded: list[EncodedExample | None] = []
+        for number, (first, second, whole, output) in enumerate(
+            zip(firsts, seconds, wholes, outputs, strict=True)
+        ):
+            instruction = first[: self._end_of_span(first, 1) - 1]
+            after = second[self._end_of_span(second, 1) :]
+            if whole != [*instruction, self.gist_id, *after]:
+                raise PromptError(f"row {number}: {self._joined(examples[number].instruction)}")
+            start = 0 if closed else len(whole)
+            if output[:start] != whole[:start] or len(output) == start:
+                encoded.append(None)
+                continue
+            ended = output[start:] if output[-1] == eos else [*output[start:], eos]
+            encoded.append(EncodedExample(instruction, after, ended))
+        return encoded
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=self.template.add_special_tokens)[
-            "input_ids"
-        ]
+        return self._encode_all([text])[0]
+
+    def _encode_all(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        special = self.template.add_special_tokens
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=special)["input_ids"]
         return ids
+
+    def _joined(self, instruction: str) -> str:
+        return (
+            "this tokenizer gives other ids for instruction and input apart than for both "
+            f"together (instruction {instruction[:40]!r}); use another template"
+        )
 
     def _end_of_span(self, ids: list[int], num_gist_tokens: int) -> int:
         places = [i for i, token in enumerate(ids) if token == self.gist_id]

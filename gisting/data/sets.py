@@ -1,0 +1,75 @@
+"""Data sets by name. A data set is a reader: a DataConfig in, examples by split out.
+
+To add one, write such a function and give it a line in `DATASETS`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gisting.data.alpaca_plus import SPLITS, AlpacaPlus
+from gisting.data.examples import read_examples
+from gisting.errors import OptionError
+from gisting.prompts import Example
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data to read, and where it is.
+
+    `train_file` and `validation_file` name files outright; `validation_file` is one file (the split
+    "validation") or one for each split. `splits` reads only these; None reads all there should be.
+    """
+
+    dataset_name: str = "alpaca-plus"
+    data_dir: str = "data/alpaca_plus"
+    train_file: str | None = None
+    validation_file: str | Mapping[str, str] | None = None
+    splits: tuple[str, ...] | None = None
+
+    def files(self) -> dict[str, str]:
+        """The files that the configuration names, by split."""
+        train = {} if self.train_file is None else {"train": self.train_file}
+        if self.validation_file is None:
+            return train
+        if isinstance(self.validation_file, str):
+            return {**train, "validation": self.validation_file}
+        return {**train, **self.validation_file}
+
+
+Reader = Callable[[DataConfig], dict[str, list[Example]]]
+
+
+def read_data(config: DataConfig) -> dict[str, list[Example]]:
+    """The examples of each split, in the order of `config.splits` or of the data set.
+
+    Raises:
+        OptionError: no such data set, or it has no such split.
+        DataError: a split's file is missing or damaged; the message names it.
+    """
+    if config.dataset_name not in DATASETS:
+        names = ", ".join(DATASETS)
+        raise OptionError(f"there is no data set '{config.dataset_name}'; choose among {names}")
+    return DATASETS[config.dataset_name](config)
+
+
+def _alpaca_plus(config: DataConfig) -> dict[str, list[Example]]:
+    data = AlpacaPlus(Path(config.data_dir), config.files())
+    splits = SPLITS if config.splits is None else config.splits
+    for split in splits:
+        data.path(split)  # complain of the last split before reading the first
+    return {split: data.read(split) for split in splits}
+
+
+def _files(config: DataConfig) -> dict[str, list[Example]]:
+    files = config.files()
+    if not files:
+        raise OptionError("the data set 'json' needs train_file or validation_file; give one")
+    splits = tuple(files) if config.splits is None else config.splits
+    for split in splits:
+        if split not in files:
+            raise OptionError(f"no file is named for split '{split}'; there are {', '.join(files)}")
+    return {split: read_examples(files[split]) for split in splits}
+
+
+DATASETS: Mapping[str, Reader] = {"alpaca-plus": _alpaca_plus, "json": _files}

@@ -192,7 +192,7 @@ class PromptEncoder:
         return ids
 
     def examples(self, examples: Sequence[Example]) -> list[EncodedExample | None]:
-        """Ids of training rows, many at once; None where the output's first id merges with the prompt.
+        """Ids of training rows; None where an output's first id merges with its prompt.
 
         None is what the published collator drops as well (an empty output, for instance).
 

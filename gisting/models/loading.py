@@ -21,7 +21,10 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    T5Tokenizer,
 )
+from transformers.utils.hub import cached_file
 
 from gisting.errors import ModelNotFoundError, OptionError
 from gisting.models.config import FILE_NAME, GistConfig
@@ -94,7 +97,9 @@ def load_tokenizer(path: str, *, cache_dir: str | None = None) -> PreTrainedToke
 
     A LLaMA tokenizer of before 2023-07 is a bare `tokenizer.model` whose config does not speak of
     `legacy`: it put a word mark behind every special token. transformers 5 assumes the later
-    behaviour unless told (huggingface/transformers#24565).
+    behaviour unless told (huggingface/transformers#24565). For T5 transformers 5 builds a new
+    pipeline in place of the saved `tokenizer.json`, which drops the piece that a newline before
+    `<GIST>` became in training; the saved one is used.
 
     Raises:
         ModelNotFoundError: there is no readable tokenizer.
@@ -102,6 +107,8 @@ def load_tokenizer(path: str, *, cache_dir: str | None = None) -> PreTrainedToke
     options = {"legacy": True} if _is_early_llama(Path(path)) else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, cache_dir=cache_dir, **options)
+        if isinstance(tokenizer, T5Tokenizer) and _has_file(path, "tokenizer.json", cache_dir):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(path, cache_dir=cache_dir)
     except (OSError, ValueError, KeyError, ImportError, HfHubHTTPError) as error:
         raise _not_found(path, error) from error
     if tokenizer.pad_token_id is None:
@@ -180,6 +187,13 @@ def add_weights(diff: PreTrainedModel, base: PreTrainedModel) -> None:
                 raise OptionError(f"the base model has no fitting {name}; give the diff's own base")
             rows = min(len(known[name]), len(tensor))
             tensor[:rows] += known[name][:rows].to(tensor.dtype)
+
+
+def _has_file(path: str, name: str, cache_dir: str | None) -> bool:
+    found = cached_file(
+        path, name, cache_dir=cache_dir, _raise_exceptions_for_missing_entries=False
+    )
+    return found is not None
 
 
 def _is_early_llama(folder: Path) -> bool:

@@ -1,0 +1,158 @@
+"""From encoded rows to a training batch: gist span, truncation, padding, labels.
+
+    EncodedRows ── sampler ──> rows ── Collator ──> Batch ── Adapter.forward ──> loss
+
+k and the condition are drawn here, so one checkpoint can learn several. Draws use torch's global
+generator, which a trainer saves and restores. Knows nothing about masks: the batch says which
+condition each row has, the adapter renders it.
+
+Shapes: B batch, S sequence, T target.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from gisting.errors import DataError
+from gisting.prompts import EncodedExample, Example, PromptEncoder
+
+IGNORED = -100
+log = logging.getLogger(__name__)
+
+
+class Batch(TypedDict):
+    """What a training step reads. `labels` is [B, S]; for an encoder-decoder [B, T]."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    conditions: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Longest sequences in tokens, as published.
+
+    A decoder's row (prompt and completion) is cut at `total`; an encoder's at `source`, its target
+    at `target`. Human-written references are longer, so their splits get longer limits.
+    """
+
+    total: int = 512
+    source: int = 128
+    target: int = 256
+
+    @classmethod
+    def for_split(cls, split: str) -> "Limits":
+        """Published limits: 768 | 384 | 384 where the split's name says human."""
+        return cls(768, 384, 384) if "human" in split else cls()
+
+
+class EncodedRows(torch.utils.data.Dataset[EncodedExample]):
+    """Training rows as ids, encoded once. Rows that cannot be encoded are left out and counted."""
+
+    def __init__(self, examples: Sequence[Example], encoder: PromptEncoder) -> None:
+        rows = encoder.examples(examples)
+        self.rows = [row for row in rows if row is not None]
+        self.dropped = len(rows) - len(self.rows)
+        if self.dropped:
+            log.warning("%d of %d rows left out: empty output", self.dropped, len(rows))
+        if not self.rows:
+            raise DataError("no row has an output to learn from; give other data")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> EncodedExample:
+        return self.rows[index]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row without its gist span, for batching by length."""
+        return [len(r.instruction) + len(r.input) + len(r.completion) for r in self.rows]
+
+
+@dataclass
+class Collator:
+    """Makes batches for decoder-only models, or for encoder-decoders.
+
+    Attributes:
+        gist_id, pad_id: special ids.
+        num_gist_tokens: the k to draw from, one for each batch.
+        conditions: weight of each condition, drawn for each row.
+        limits: where rows are cut.
+        encoder_decoder: which of the two layouts.
+        lost: rows left out because cutting would have taken their gist or their whole output.
+
+    A row is cut on the right, as published. The published trainer kept rows whose gist had been
+    cut off; here they are left out and counted.
+    """
+
+    gist_id: int
+    pad_id: int
+    num_gist_tokens: Sequence[int] = (1,)
+    conditions: Mapping[str, float] = field(default_factory=lambda: {"gist": 1.0})
+    limits: Limits = field(default_factory=Limits)
+    encoder_decoder: bool = False
+    lost: int = 0
+
+    def __call__(self, rows: Sequence[EncodedExample]) -> Batch:
+        """One batch (raises DataError where no row is left after cutting)."""
+        k = self._draw_k()
+        make = self._encoder_decoder_row if self.encoder_decoder else self._decoder_row
+        kept = [pair for pair in (make(row, k) for row in rows) if pair is not None]
+        if len(kept) < len(rows):
+            self.lost += len(rows) - len(kept)
+            log.warning(
+                "%d rows so far are too long to keep their gist or output; left out", self.lost
+            )
+        if not kept:
+            raise DataError(
+                "every row of a batch is too long; raise the limits or shorten the data"
+            )
+        ids, labels = zip(*kept, strict=True)
+        return Batch(
+            input_ids=self._pad(ids, self.pad_id),
+            attention_mask=self._pad([torch.ones_like(row) for row in ids], 0),
+            labels=self._pad(labels, IGNORED),
+            conditions=self._draw_conditions(len(kept)),
+        )
+
+    def _decoder_row(self, row: EncodedExample, k: int) -> tuple[Tensor, Tensor] | None:
+        prompt = row.prompt(self.gist_id, k)
+        ids = [*prompt, *row.completion][: self.limits.total]
+        if len(ids) <= len(prompt):
+            return None
+        labels = [IGNORED] * len(prompt) + ids[len(prompt) :]
+        return torch.tensor(ids), torch.tensor(labels)
+
+    def _encoder_decoder_row(self, row: EncodedExample, k: int) -> tuple[Tensor, Tensor] | None:
+        ids = _cut_before_eos(row.prompt(self.gist_id, k), self.limits.source)
+        if ids.count(self.gist_id) < k:
+            return None
+        return torch.tensor(ids), torch.tensor(_cut_before_eos(row.completion, self.limits.target))
+
+    def _pad(self, rows: Sequence[Tensor], value: int) -> Tensor:
+        side = "right" if self.encoder_decoder else "left"
+        return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
+
+    def _draw_k(self) -> int:
+        if len(self.num_gist_tokens) == 1:
+            return self.num_gist_tokens[0]
+        return self.num_gist_tokens[int(torch.randint(len(self.num_gist_tokens), ()))]
+
+    def _draw_conditions(self, rows: int) -> list[str]:
+        names = list(self.conditions)
+        if len(names) == 1:
+            return names * rows
+        weights = torch.tensor([self.conditions[name] for name in names])
+        return [names[i] for i in torch.multinomial(weights, rows, replacement=True).tolist()]
+
+
+def _cut_before_eos(ids: list[int], limit: int) -> list[int]:
+    """At most `limit` ids; the last stays the last (eos)."""
+    return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]

@@ -44,11 +44,12 @@ clean: ## remove environments, build leftovers and caches
 
 # $(call install,environment,constraints) puts $(WANTED) there. PIP_CONSTRAINT and not -c: the pip
 # that comes with Python 3.11 then also pins the setuptools that builds source packages.
+# --no-compile: Python compiles what it imports; compiling all of torch first is only a wait.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	@echo "filling $(1); the first time takes a few minutes"
 	@test -x $(1)/bin/pip || $(PYTHON) -m venv $(1)
-	PIP_CONSTRAINT=$(2) $(1)/bin/python -m pip install --quiet --disable-pip-version-check $(WANTED)
+	PIP_CONSTRAINT=$(2) $(1)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check $(WANTED)
 endef
 
 .venv/.demo: WANTED = -e '.[train,eval]'

@@ -101,6 +101,16 @@ class Prefix:
         """The rows, one by one."""
         return (self[row] for row in range(len(self)))
 
+    def select(self, rows: Tensor) -> Self:
+        """The rows with these numbers [R], in this order, repeated where a number is."""
+        numbers = rows.tolist()
+        return replace(
+            self,
+            tensors={n: t[rows.to(t.device)] for n, t in self.tensors.items()},
+            lengths=tuple(self.lengths[i] for i in numbers),
+            provenance=tuple(self.provenance[i] for i in numbers),
+        )
+
     @classmethod
     def stack(cls, gists: Sequence[Self]) -> Self:
         """One batch of several gists of the same model; numbers of tokens may differ.

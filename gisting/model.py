@@ -333,9 +333,13 @@ class GistModel:
             raise SaveError(
                 f"could not write {target}: {error}; free space or choose another place"
             ) from error
-        self.config.save(target)
-        write_text(target / "README.md", model_card(self.config, self.hf_model.config.model_type))
+        self.save_gist_files(target)
         return target
+
+    def save_gist_files(self, folder: Path) -> None:
+        """Write only `gist_config.json` and the model card, beside weights saved by a trainer."""
+        self.config.save(folder)
+        write_text(folder / "README.md", model_card(self.config, self.hf_model.config.model_type))
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> None:
         """Upload what `save_pretrained` writes to the Hugging Face hub."""
@@ -362,6 +366,10 @@ class GistModel:
                 "those, or allow an untrained number (allow_untrained, --allow_untrained)"
             )
         return k
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text alone, without special ones."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def pad(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Rows of ids as [B, S] ids and [B, S] mask, padded on the left, on the model's device."""

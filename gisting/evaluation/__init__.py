@@ -1,0 +1,1 @@
+"""Answering a split and scoring the answers."""

@@ -1,0 +1,1 @@
+"""Teaching a model to gist: arguments, trainer, job."""

@@ -8,7 +8,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from gisting.errors import SaveError
+
+FAILURES = (OSError, SafetensorError)  # safetensors reports a full disk in its own way
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
@@ -33,9 +37,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise SaveError(f"could not write {target}: {reason}; free space or choose another place") from error
+    except FAILURES as error:
+        raise _save_error(target, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -49,3 +52,31 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
         temporary.write_text(text, encoding="utf-8")
 
     return write_atomically(path, write)
+
+
+def write_folder(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary folder beside `path`, then move its files into `path`.
+
+    Files of other names that are already in `path` stay. Nothing is moved unless all was written.
+
+    Raises:
+        SaveError: as `write_atomically`, or the writer itself failed for lack of space.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
+            write(Path(name))
+            target.mkdir(exist_ok=True)
+            for file in sorted(Path(name).iterdir()):
+                file.replace(target / file.name)
+    except FAILURES as error:
+        raise _save_error(target, error) from error
+    return target
+
+
+def _save_error(target: Path, error: Exception) -> SaveError:
+    if isinstance(error, SaveError):
+        return error
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return SaveError(f"could not write {target}: {reason}; free space or choose another place")

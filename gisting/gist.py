@@ -139,6 +139,23 @@ class Prefix:
             provenance=tuple(p for gist in gists for p in gist.provenance),
         )
 
+    def check(self, model: str, template: str, inputs: int) -> None:
+        """Raise GistMismatchError unless it was made by this model and fits this many inputs."""
+        if self.model != model:
+            raise GistMismatchError(
+                f"this gist was made by another model (fingerprint {self.model[:12]}, this one "
+                f"is {model[:12]}); compress the instruction with this model"
+            )
+        if self.template != template:
+            raise GistMismatchError(
+                f"this gist was made for template {self.template!r}, the model uses {template!r}; "
+                "compress the instruction again"
+            )
+        if len(self) not in (1, inputs):
+            raise GistMismatchError(
+                f"{len(self)} gists for {inputs} inputs; give one gist, or one for each input"
+            )
+
     def expand(self, batch: int) -> Self:
         """A batch of `batch` rows: itself, or its one row seen `batch` times without copying.
 

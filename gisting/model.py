@@ -13,7 +13,6 @@ Shapes: B batch, P instruction, K gist tokens, L input.
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,29 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.generation.streamers import BaseStreamer, TextIteratorStreamer
 
 from gisting.errors import (
-    GistMismatchError,
     NotAGistModelError,
     OptionError,
     PromptError,
-    SaveError,
 )
-from gisting.files import write_text
-from gisting.gist import Gist, Prefix, Provenance, instruction_hash
+from gisting.files import write_folder, write_text
+from gisting.gist import Gist, Prefix
 from gisting.models import loading
 from gisting.models.card import model_card
 from gisting.models.config import GistConfig
 from gisting.models.families import adapter_for
 from gisting.models.fingerprint import fingerprint, version
+from gisting.models.inputs import (
+    Text,
+    as_list,
+    check_device,
+    check_numbers,
+    cut_at,
+    move,
+    pad_left,
+    provenance_of,
+    seeded,
+)
 from gisting.prompts import GIST_TOKEN, PromptEncoder, make_template
-
-Text = str | Sequence[str]
 
 
 class GistModel:
@@ -110,7 +116,7 @@ class GistModel:
                 weight_diff_base, base_config, dtype=parsed, cache_dir=cache_dir
             )
             loading.add_weights(hf_model, base)
-        _move(hf_model, place)
+        move(hf_model, place)
         if config is None:
             config = GistConfig(template=adapter_for(hf_model).default_template)
         return cls(hf_model, tokenizer, config)
@@ -157,7 +163,7 @@ class GistModel:
         config = GistConfig(
             num_gist_tokens=ks, template=template or adapter.default_template, base_model=base
         )
-        return cls(_move(hf_model, place), tokenizer, config)
+        return cls(move(hf_model, place), tokenizer, config)
 
     @property
     def device(self) -> torch.device:
@@ -199,7 +205,7 @@ class GistModel:
         return Gist(
             tensors=self.adapter.compress(ids, padding, k),
             lengths=(k,) * len(texts),
-            provenance=_provenance(texts, [n - k for n in lengths]),
+            provenance=provenance_of(texts, [n - k for n in lengths]),
             model=self.fingerprint,
             template=self.config.template,
         )
@@ -215,7 +221,7 @@ class GistModel:
         return Prefix(
             tensors=self.adapter.cache_prompt(ids, padding),
             lengths=tuple(lengths),
-            provenance=_provenance(texts, [n - k for n in lengths]),
+            provenance=provenance_of(texts, [n - k for n in lengths]),
             model=self.fingerprint,
             template=self.config.template,
         )
@@ -267,6 +273,10 @@ class GistModel:
         )
         if not temperature > 0 or not 0 < top_p <= 1 or top_k < 0:
             raise OptionError("temperature must be above 0, top_p in (0, 1], top_k at least 0")
+        if num_return_sequences > num_beams and not do_sample:
+            raise OptionError(
+                f"{num_return_sequences} different answers need do_sample, or as many beams"
+            )
         texts = as_list(inputs, "input")
         ids, padding = self._prompts(texts, gist, instructions, num_gist_tokens)
         stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or [])
@@ -285,7 +295,7 @@ class GistModel:
             top_k=top_k if do_sample else 50,
             repetition_penalty=1.0,
         )
-        with _seeded(seed, self.device):
+        with seeded(seed, self.device):
             new = self.adapter.generate(
                 ids,
                 padding,
@@ -296,7 +306,7 @@ class GistModel:
                 streamer=streamer,
             )
         answers = self.tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [_cut(answer, stops) for answer in answers]
+        return [cut_at(answer, stops) for answer in answers]
 
     def stream(self, input: str, gist: Prefix | None = None, **options: Any) -> Iterator[str]:
         """The answer to one input piece by piece, as it is generated; options as `generate`.
@@ -324,17 +334,13 @@ class GistModel:
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write the Hugging Face layout, `gist_config.json` and a model card (raises SaveError)."""
-        target = Path(folder)
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            self.hf_model.save_pretrained(target)
-            self.tokenizer.save_pretrained(target)
-        except OSError as error:
-            raise SaveError(
-                f"could not write {target}: {error}; free space or choose another place"
-            ) from error
-        self.save_gist_files(target)
-        return target
+
+        def write(temporary: Path) -> None:
+            self.hf_model.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+            self.save_gist_files(temporary)
+
+        return write_folder(folder, write)
 
     def save_gist_files(self, folder: Path) -> None:
         """Write only `gist_config.json` and the model card, beside weights saved by a trainer."""
@@ -362,8 +368,8 @@ class GistModel:
             raise OptionError(f"num_gist_tokens must be at least 1, not {k}")
         if trained and k not in trained and not allow_untrained:
             raise OptionError(
-                f"this model was trained for {_list(trained)} gist tokens, not {k}; choose one of "
-                "those, or allow an untrained number (allow_untrained, --allow_untrained)"
+                f"this model was trained for {', '.join(map(str, trained))} gist tokens, not {k}; "
+                "choose one of those, or allow an untrained number (--allow_untrained)"
             )
         return k
 
@@ -373,11 +379,7 @@ class GistModel:
 
     def pad(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Rows of ids as [B, S] ids and [B, S] mask, padded on the left, on the model's device."""
-        width = max(len(row) for row in rows)
-        pad = int(self.tokenizer.pad_token_id)
-        ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        return ids.to(self.device), mask.to(self.device)
+        return pad_left(rows, int(self.tokenizer.pad_token_id), self.device)
 
     def _instructions(self, texts: Sequence[str], k: int) -> tuple[Tensor, Tensor, list[int]]:
         rows = [self.encoder.instruction(text, k) for text in texts]
@@ -398,20 +400,8 @@ class GistModel:
         num_gist_tokens: int | None,
     ) -> tuple[Tensor, Tensor]:
         if instructions is None:
-            if gist is not None and gist.model != self.fingerprint:
-                raise GistMismatchError(
-                    f"this gist was made by another model (fingerprint {gist.model[:12]}, this one "
-                    f"is {self.fingerprint[:12]}); compress the instruction with this model"
-                )
-            if gist is not None and gist.template != self.config.template:
-                raise GistMismatchError(
-                    f"this gist was made for template {gist.template!r}, the model uses "
-                    f"{self.config.template!r}; compress the instruction again"
-                )
-            if gist is not None and len(gist) not in (1, len(texts)):
-                raise GistMismatchError(
-                    f"{len(gist)} gists for {len(texts)} inputs; give one, or one for each input"
-                )
+            if gist is not None:
+                gist.check(self.fingerprint, self.config.template, len(texts))
             return self.pad([self.encoder.input(text) for text in texts])
         if gist is not None:
             raise OptionError("give a gist or instructions, not both")
@@ -424,60 +414,3 @@ class GistModel:
         k = self.check_k(num_gist_tokens)
         pairs = zip(given, texts, strict=True)
         return self.pad([self.encoder.prompt(i, x, k) for i, x in pairs])
-
-
-def as_list(texts: Text, what: str) -> list[str]:
-    """One string or many as a list (raises PromptError where there is none)."""
-    given = [texts] if isinstance(texts, str) else list(texts)
-    if not given:
-        raise PromptError(f"no {what} given; give at least one")
-    return given
-
-
-def check_numbers(**numbers: int) -> None:
-    """Raise OptionError for a number below one, by its name."""
-    for name, number in numbers.items():
-        if number < 1:
-            raise OptionError(f"{name} must be at least 1, not {number}")
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """The device, if this machine has it (raises OptionError)."""
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"device {device!s} is not available here; use device='cpu'") from error
-    return place
-
-
-def _move(model: Any, device: torch.device) -> PreTrainedModel:
-    moved: PreTrainedModel = model.to(device)
-    return moved
-
-
-def _provenance(texts: Sequence[str], lengths: Sequence[int]) -> tuple[Provenance, ...]:
-    return tuple(
-        Provenance(instruction_hash(text), n) for text, n in zip(texts, lengths, strict=True)
-    )
-
-
-def _list(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
-
-
-def _cut(answer: str, stops: Sequence[str]) -> str:
-    for stop in stops:
-        place = answer.find(stop)
-        answer = answer if place < 0 else answer[:place]
-    return answer.strip()
-
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Seed torch inside a `with`, and put the caller's random state back; None changes nothing."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices, enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield

@@ -9,11 +9,12 @@ before its input is known. Knows nothing about masks or models.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Protocol
 
 from gisting.errors import OptionError, PromptError
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and readers of data need Example only
+    from transformers import PreTrainedTokenizerBase
 
 GIST_TOKEN = "<GIST>"
 
@@ -68,7 +69,7 @@ class InstructionTemplate:
 class ChatTemplate:
     """The tokenizer's own chat template: the system prompt is what a gist replaces."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     separator: str = ""
     add_special_tokens: bool = False
 
@@ -96,7 +97,7 @@ TEMPLATES: Mapping[str, InstructionTemplate] = {
 TEMPLATE_NAMES = (*TEMPLATES, "chat")
 
 
-def make_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
+def make_template(name: str, tokenizer: "PreTrainedTokenizerBase") -> Template:
     """The template called `name`: "decoder", "encoder-decoder" (both published) or "chat".
 
     Raises:
@@ -143,7 +144,7 @@ class PromptEncoder:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, template: Template, gist_id: int
+        self, tokenizer: "PreTrainedTokenizerBase", template: Template, gist_id: int
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template

@@ -44,7 +44,7 @@ class CausalAdapter(Adapter):
 
     @property
     def max_positions(self) -> int | None:
-        """Positions the model was made for; fewer where rotation changes past its original length."""
+        """Positions the model was made for; fewer where its rotation changes past a length."""
         config = self.text_config
         limits = [config.max_position_embeddings]
         for rope in rope_parameters(config):

@@ -62,6 +62,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
         "glm": {**_DECODER, "head_dim": 24},
         "gpt_neox": {**_DECODER, "num_key_value_heads": None},
+        "granite": {**_DECODER, "attention_multiplier": 0.25},
         "llama": {**_DECODER, "head_dim": 10},
         "mistral": {**_DECODER, "head_dim": 18},
         "mixtral": {**_DECODER, "num_local_experts": 4, **_EXPERTS},

@@ -42,7 +42,7 @@ def random_shapes(seed: int, rows: int) -> list[tuple[int, int, int]]:
 
 
 @every_family
-@pytest.mark.parametrize("shapes", [CORNERS, random_shapes(1, 5)], ids=["corners", "random"])
+@pytest.mark.parametrize("shapes", [CORNERS, random_shapes(1, 4)], ids=["corners", "random"])
 def test_logits_from_the_gist_are_those_of_the_masked_pass(
     family: str, shapes: list[tuple[int, int, int]]
 ) -> None:
@@ -63,8 +63,8 @@ def test_attention_decides_the_logits(family: str) -> None:
 @every_family
 def test_greedy_tokens_are_those_of_masked_passes_step_by_step(family: str) -> None:
     rows = draw(2, RAGGED)
-    ours = generate(adapter(family), rows, compress(adapter(family), rows), new=8)
-    assert ours == stepwise(adapter(family), rows, new=8)
+    ours = generate(adapter(family), rows, compress(adapter(family), rows), new=6)
+    assert ours == stepwise(adapter(family), rows, new=6)
     assert len({tuple(tokens) for tokens in ours}) == len(rows)  # inputs and gists matter
 
 

@@ -3,14 +3,29 @@
 To add one, write such a function and give it a line in `DATASETS`.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from gisting.data import tasks
 from gisting.data.alpaca_plus import SPLITS, AlpacaPlus
 from gisting.data.examples import read_examples
 from gisting.errors import OptionError
 from gisting.prompts import Example
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Which generated tasks (`gisting.data.tasks`), and how many.
+
+    `stages` is a curriculum: (difficulty, rows) in the order of training; a difficulty of 0 draws
+    one for each row. The validation splits draw from the last stage's difficulty.
+    """
+
+    family: str = "mixed"
+    stages: Sequence[tuple[int, int]] = ((0, 20_000),)
+    validation_rows: int = 400
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -26,6 +41,7 @@ class DataConfig:
     train_file: str | None = None
     validation_file: str | Mapping[str, str] | None = None
     splits: tuple[str, ...] | None = None
+    tasks: TaskConfig = field(default_factory=TaskConfig)
 
     def files(self) -> dict[str, str]:
         """The files that the configuration names, by split."""
@@ -72,4 +88,25 @@ def _files(config: DataConfig) -> dict[str, list[Example]]:
     return {split: read_examples(files[split]) for split in splits}
 
 
-DATASETS: Mapping[str, Reader] = {"alpaca-plus": _alpaca_plus, "json": _files}
+def _tasks(config: DataConfig) -> dict[str, list[Example]]:
+    asked = config.tasks
+    wanted = tasks.SPLITS if config.splits is None else config.splits
+    read: dict[str, list[Example]] = {}
+    for split in wanted:
+        last = asked.stages[-1][0]
+        stages = asked.stages if split == "train" else [(last, asked.validation_rows)]
+        read[split] = [
+            example
+            for number, (difficulty, rows) in enumerate(stages)
+            for example in tasks.generate(
+                asked.family,
+                split,
+                n=rows,
+                seed=asked.seed * 1000 + number,
+                difficulty=difficulty or None,
+            )
+        ]
+    return read
+
+
+DATASETS: Mapping[str, Reader] = {"alpaca-plus": _alpaca_plus, "json": _files, "tasks": _tasks}

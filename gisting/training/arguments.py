@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import Seq2SeqTrainingArguments
 
-from gisting.data.sets import DataConfig
+from gisting.data.sets import DataConfig, TaskConfig
 from gisting.errors import OptionError
 from gisting.masks import CONDITIONS
 
@@ -24,9 +24,9 @@ RENAMED = {
 }
 DROPPED = ("include_inputs_for_metrics", "group_by_length", "overwrite_output_dir", "report_to")
 OURS = (
-    "gist", "overwrite_output_dir", "write_outputs", "evaluate_before_train", "do_benchmarking",
-    "do_benchmarking_sanity_checks", "benchmarking_output_file", "benchmarking_profiler",
-    "benchmarking_prompt_caching", "max_benchmarking_samples",
+    "gist", "in_order", "overwrite_output_dir", "write_outputs", "evaluate_before_train",
+    "do_benchmarking", "do_benchmarking_sanity_checks", "benchmarking_output_file",
+    "benchmarking_profiler", "benchmarking_prompt_caching", "max_benchmarking_samples",
 )  # fmt: skip
 
 
@@ -51,9 +51,8 @@ class ModelArguments:
         model_name_or_path: a base model, a gist model, or "embedded".
         pretrained: read its weights; otherwise only its config, with random weights.
         config: build the config from these values (with `model_type`) instead of reading one.
-        tokenizer_name: another tokenizer than the model's.
+        tokenizer_name: another tokenizer than the model's; "tasks" trains one on generated tasks.
         template: prompt template; default: the family's.
-        init_std: standard deviation of random weights; default: the config's.
     """
 
     model_name_or_path: str = "google/flan-t5-base"
@@ -81,6 +80,7 @@ class TrainingConfig:
     overwrite_output_dir: bool = False
     write_outputs: bool = True
     evaluate_before_train: bool = False
+    in_order: bool = False
 
     def training_arguments(self, folder: Path) -> Seq2SeqTrainingArguments:
         """Hugging Face's arguments, writing to `folder` (raises OptionError)."""
@@ -113,6 +113,8 @@ def parse_config(raw: Mapping[str, Any]) -> TrainingConfig:
     if training.get("group_by_length"):
         hf["train_sampling_strategy"] = "group_by_length"
     data = {**raw.get("data", {})}
+    if "tasks" in data:
+        data["tasks"] = _make(TaskConfig, "data.tasks", data["tasks"] or {})
     limits = {key: data.pop(key, None) for key in ("max_train_samples", "max_eval_samples")}
     for key, value in limits.items():
         if value is not None and value < 1:
@@ -129,6 +131,7 @@ def parse_config(raw: Mapping[str, Any]) -> TrainingConfig:
         overwrite_output_dir=bool(training.get("overwrite_output_dir")),
         write_outputs=bool(training.get("write_outputs", True)),
         evaluate_before_train=bool(training.get("evaluate_before_train")),
+        in_order=bool(training.get("in_order")),
         **limits,
     )
 

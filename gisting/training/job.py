@@ -70,6 +70,7 @@ def run(
         train_dataset=EncodedRows(train, model.encoder) if args.do_train else None,
         eval_dataset=[None] if splits else None,  # the Trainer wants one; ours reads `splits`
         data_collator=make_collator(model, config),
+        in_order=config.in_order,
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)

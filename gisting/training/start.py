@@ -6,15 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import transformers
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
+from gisting.data import tasks
 from gisting.data.sets import read_data
+from gisting.data.tokenizer import train_tokenizer
 from gisting.errors import OptionError
 from gisting.model import GistModel
 from gisting.models import loading
 from gisting.models.families import adapter_class
 from gisting.prompts import Example
-from gisting.training.arguments import TrainingConfig
+from gisting.training.arguments import ModelArguments, TrainingConfig
+
+TASKS_TOKENIZER = "tasks"
 
 
 def start_model(config: TrainingConfig, seed: int) -> GistModel:
@@ -27,16 +31,9 @@ def start_model(config: TrainingConfig, seed: int) -> GistModel:
     begin = partial(GistModel.from_base, num_gist_tokens=ks, template=args.template)
     transformers.set_seed(seed)
     if args.pretrained:
-        tokenizer = (
-            loading.load_tokenizer(loading.resolve(args.tokenizer_name), cache_dir=args.cache_dir)
-            if args.tokenizer_name
-            else None
-        )
+        tokenizer = read_tokenizer(args.tokenizer_name, args) if args.tokenizer_name else None
         return begin(path, tokenizer, dtype=args.dtype, cache_dir=args.cache_dir)
-    tokenizer = loading.load_tokenizer(
-        loading.resolve(args.tokenizer_name) if args.tokenizer_name else path,
-        cache_dir=args.cache_dir,
-    )
+    tokenizer = read_tokenizer(args.tokenizer_name or path, args)
     values = dict(args.config)
     try:
         if "model_type" in values:
@@ -60,6 +57,13 @@ def start_model(config: TrainingConfig, seed: int) -> GistModel:
         raise OptionError(f"model.config: {str(error).splitlines()[0]}") from error
     model.generation_config = GenerationConfig.from_model_config(model_config)
     return begin(model, tokenizer)
+
+
+def read_tokenizer(name: str, args: ModelArguments) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, or "tasks": the one trained on the generated tasks, made anew."""
+    if name == TASKS_TOKENIZER:
+        return train_tokenizer(tasks.corpus(0, n=8000))
+    return loading.load_tokenizer(loading.resolve(name), cache_dir=args.cache_dir)
 
 
 def read_splits(config: TrainingConfig) -> tuple[list[Example], dict[str, list[Example]]]:

@@ -14,6 +14,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from gisting.data.collate import EncodedRows
 from gisting.model import GistModel
+from gisting.training.sampler import OrderedLengthSampler
 
 Evaluate = Callable[[GistModel, int], dict[str, float]]
 """(model, step) -> scores named `{split}_{metric}`."""
@@ -25,15 +26,22 @@ class GistTrainer(Trainer):
     Args:
         gist_model: what is trained.
         evaluate_splits: scores the model whenever the Trainer evaluates.
+        in_order: keep the order of the data (see `OrderedLengthSampler`).
         kwargs: the Trainer's own.
     """
 
     def __init__(
-        self, gist_model: GistModel, evaluate_splits: Evaluate | None = None, **kwargs: Any
+        self,
+        gist_model: GistModel,
+        evaluate_splits: Evaluate | None = None,
+        *,
+        in_order: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(model=gist_model.hf_model, processing_class=gist_model.tokenizer, **kwargs)
         self.gist_model = gist_model
         self.evaluate_splits = evaluate_splits
+        self.in_order = in_order
 
     def compute_loss(
         self,
@@ -85,8 +93,11 @@ class GistTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = train_dataset or self.train_dataset
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(dataset)
         assert isinstance(dataset, EncodedRows)
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(size, lengths=dataset.lengths)
+        if self.in_order:
+            seed = self.args.data_seed or self.args.seed
+            return OrderedLengthSampler(dataset.lengths, size, seed)
+        if self.args.train_sampling_strategy == "group_by_length":
+            return LengthGroupedSampler(size, lengths=dataset.lengths)
+        return super()._get_train_sampler(dataset)

@@ -24,7 +24,16 @@ from gisting.data.tasks.rewrite import Rewrite
 from gisting.errors import DataError
 from gisting.prompts import Example
 
-__all__ = ["DIFFICULTIES", "FAMILIES", "MIXED", "SPLITS", "corpus", "generate", "guess_accuracy"]
+__all__ = [
+    "DIFFICULTIES",
+    "FAMILIES",
+    "MIXED",
+    "SPLITS",
+    "corpus",
+    "generate",
+    "guess_accuracy",
+    "one_instruction",
+]
 
 FAMILIES: dict[str, Family] = {
     family.name: family for family in (Rewrite(), Codebook(), Reply(), Pick())
@@ -53,6 +62,27 @@ def generate(
         raise DataError(f"difficulty {difficulty!r} does not exist: choose 1, 2 or 3")
     rng = Random(f"{family} {split} {seed}")
     return [_example(rng.choice(families), split, rng.choice(levels), rng) for _ in range(n)]
+
+
+def one_instruction(
+    family: str, split: str, *, n: int, seed: int, difficulty: int = 1
+) -> list[Example]:
+    """`n` examples that share one instruction: one gist answers all of them.
+
+    Raises:
+        DataError: there is no such family, split or difficulty.
+    """
+    first = generate(family, split, n=1, seed=seed, difficulty=difficulty)[0]
+    kind = FAMILIES[first.source.partition("/")[0]]
+    rng = Random(f"one {family} {split} {seed}")
+    facts = _facts(kind, split == "validation_unseen", difficulty, rng)
+    instruction = kind.instruction(facts, rng)
+    rows: list[Example] = []
+    while len(rows) < n:
+        text = kind.input(difficulty, rng)
+        if held_out(kind.name, text) == (split != "train"):
+            rows.append(Example(instruction, text, kind.answer(facts, text), first.source))
+    return rows
 
 
 def guess_accuracy(

@@ -20,9 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from benchmarks import report
 
+    disable_progress_bar()
     torch.set_num_threads(options.threads)
     folder = options.output or (None if options.quick else RESULTS)
     for theme in options.themes or THEMES:

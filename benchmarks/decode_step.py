@@ -27,7 +27,7 @@ SIZES: Mapping[str, Any] = {
     "shape": PUBLISHED,
     "instruction_tokens": 256,
     "input_tokens": 16,
-    "new_tokens": 33,
+    "new_tokens": 17,
     "batches": (1, 8, 32),
 }
 QUICK: Mapping[str, Any] = {

@@ -137,7 +137,7 @@ def to_markdown(result: Mapping[str, Any], about: str) -> str:
             bar = "" if one["most"] is None else f", at most {one['most']}"
             lines += [f"- {one['side']} / {one['against']}{bar}: {told}"]
         for side, facts in case["facts"].items():
-            told = ", ".join(f"{what} {value:,.5g}" for what, value in facts.items())
+            told = ", ".join(f"{what} {_number(value)}" for what, value in facts.items())
             lines += [f"- {side}: {told}"]
         lines += [f"- checked: {what} ({how})" for what, how in case["checks"].items()]
         lines += [f"- {case['rounds']} rounds", ""]
@@ -154,6 +154,10 @@ def to_markdown(result: Mapping[str, Any], about: str) -> str:
 
 def _row(*cells: str) -> list[str]:
     return ["| " + " | ".join(cells) + " |"]
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 def _interval(found: Mapping[str, float]) -> str:

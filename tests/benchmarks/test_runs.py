@@ -1,14 +1,17 @@
 """Every benchmark runs at toy size, compares equals, and shows the full-prompt cache."""
 
 import json
+import sys
 from importlib import import_module
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import __main__ as program
+from benchmarks.command import spawn
 from benchmarks.protocol import Timing
 from benchmarks.report import SCHEMA_VERSION, Case, Comparison, Options, to_json, to_markdown
 from benchmarks.subject import (
@@ -29,7 +32,13 @@ def request_of_two() -> Request:
     )
 
 
-@pytest.mark.parametrize("theme", program.THEMES)
+@pytest.mark.parametrize(
+    "theme",
+    [
+        pytest.param(theme, marks=pytest.mark.slow if theme == "command" else ())
+        for theme in program.THEMES
+    ],
+)
 def test_a_theme_runs_and_writes_its_result(
     theme: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +110,17 @@ def test_the_step_clock_hears_of_every_token(request_of_two: Request) -> None:
     clock = StepClock()
     request_of_two.answer("gist", 7, clock)
     assert len(clock.wall) == len(clock.cpu) == 8  # the prompt, then 7 tokens
+
+
+def test_a_process_is_timed_with_its_own_cpu_seconds() -> None:
+    timing = spawn([sys.executable, "-c", "sum(range(2_000_000))"])
+    assert 0 < timing.cpu
+    assert 0 < timing.wall
+
+
+def test_a_failing_process_is_not_a_measurement() -> None:
+    with pytest.raises(CalledProcessError):
+        spawn([sys.executable, "-c", "raise SystemExit(2)"])
 
 
 def test_a_report_shows_ratios_and_verdicts() -> None:

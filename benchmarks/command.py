@@ -1,0 +1,161 @@
+"""`gisting compress` as a process against a bare script: start, import, load, answer, end.
+
+The bare script (`bare_script.py`) imports torch and transformers, loads the same folder and
+generates as many tokens from the whole prompt. Its other column first reads the instruction into a
+full-prompt cache, as `gisting compress` first compresses it. Same precision, same threads; cpu is
+that of the finished process. The model is a random one, or the folder that `--model` names.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.protocol import Timing, interleave
+from benchmarks.report import Case, Comparison, Options
+from benchmarks.subject import (
+    PUBLISHED,
+    TINY,
+    StepClock,
+    make_inputs,
+    make_instructions,
+    make_model,
+)
+from gisting import GistModel
+from gisting.models.loading import resolve
+from gisting.prompts import GIST_TOKEN
+
+ROUNDS = 11
+SIZES: Mapping[str, Any] = {
+    "shape": PUBLISHED,
+    "instruction_tokens": 64,
+    "input_tokens": 16,
+    "new_tokens": 32,
+}
+QUICK: Mapping[str, Any] = {
+    "shape": TINY,
+    "instruction_tokens": 16,
+    "input_tokens": 8,
+    "new_tokens": 4,
+}
+ENGLISH = ("Translate the sentence into French.", "The weather is fine today.")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One answer that three processes give."""
+
+    model: GistModel
+    folder: str
+    instruction: str
+    input: str
+    new_tokens: int
+
+    def gisting(self) -> list[str]:
+        """The command line under test."""
+        asked = {
+            "model-name-or-path": self.folder,
+            "instruction": self.instruction,
+            "input": self.input,
+            "max-new-tokens": str(self.new_tokens),
+            "device": "cpu",
+        }
+        words = [word for name, value in asked.items() for word in (f"--{name}", value)]
+        return [sys.executable, "-m", "gisting", "compress", "--json", *words]
+
+    def bare(self, *, cached: bool = False) -> list[str]:
+        """The script without gisting."""
+        gist = GIST_TOKEN * self.model.config.default_k
+        text = self.model.encoder.template.render(self.instruction, self.input, gist)
+        end = text.index(gist) + len(gist)
+        script = str(Path(__file__).with_name("bare_script.py"))
+        parts = [self.folder, text[:end], text[end:], str(self.new_tokens)]
+        return [sys.executable, script, *parts, *(["cached"] if cached else [])]
+
+    def check(self) -> dict[str, str]:
+        """Assert that the processes say what the library says here.
+
+        Raises:
+            AssertionError: they do not.
+        """
+        gist = self.model.compress(self.instruction)
+        (from_gist,) = self.model.generate(self.input, gist, max_new_tokens=self.new_tokens)
+        if json.loads(output_of(self.gisting()))["output"] != from_gist:
+            raise AssertionError("gisting compress and GistModel give different answers")
+        (from_prompt,) = self.model.generate(
+            self.input, instructions=self.instruction, max_new_tokens=self.new_tokens
+        )
+        for command in (self.bare(), self.bare(cached=True)):
+            told = output_of(command).strip()
+            if not told.startswith(from_prompt):
+                raise AssertionError(f"the bare script says {told!r}, GistModel {from_prompt!r}")
+        return {"process = library": f"answers of {self.new_tokens} tokens equal"}
+
+
+def run(sizes: Mapping[str, Any], options: Options) -> Iterator[Case]:
+    """One case."""
+    if options.device != "cpu":
+        raise SystemExit("command measures on the CPU only; leave --device out")
+    with tempfile.TemporaryDirectory() as folder:
+        job = make_job(sizes, options, folder)
+        checks = job.check()
+        commands = {
+            "bare script": job.bare(),
+            "bare script, full-prompt cache": job.bare(cached=True),
+            "gisting compress": job.gisting(),
+        }
+        samples = interleave(
+            {side: partial(spawn, command) for side, command in commands.items()},
+            rounds=options.rounds,
+            warmup=1,
+            seed=options.seed,
+        )
+        yield Case(
+            name=f"one process, {job.new_tokens} new tokens",
+            base="bare script",
+            samples=samples,
+            comparisons=[
+                Comparison("gisting compress", "bare script", 1.15),
+                Comparison("gisting compress", "bare script, full-prompt cache"),
+            ],
+            checks=checks,
+        )
+
+
+def make_job(sizes: Mapping[str, Any], options: Options, folder: str) -> Job:
+    """With the model that was asked for, or a random one saved in `folder`."""
+    new = sizes["new_tokens"]
+    if options.model is not None:
+        model = GistModel.from_pretrained(options.model)
+        instruction, text = ENGLISH
+        clock = StepClock()
+        model.generate(text, model.compress(instruction), max_new_tokens=new, streamer=clock)
+        return Job(model, resolve(options.model), instruction, text, len(clock.wall) - 1)
+    model = make_model(sizes["shape"], seed=options.seed)
+    model.save_pretrained(folder)
+    (instruction,) = make_instructions(model, [sizes["instruction_tokens"]], seed=options.seed)
+    (text,) = make_inputs(model, [sizes["input_tokens"]], seed=options.seed)
+    return Job(model, folder, instruction, text, new)
+
+
+def output_of(command: Sequence[str]) -> str:
+    """Standard output of a process that must succeed."""
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def spawn(command: Sequence[str]) -> Timing:
+    """Time a whole process, its CPU seconds as the system counted them."""
+    used, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(
+        command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ
+    )
+    wall, after = time.perf_counter() - wall, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Timing(wall, after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime)

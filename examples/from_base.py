@@ -1,0 +1,32 @@
+"""Make a gist model of a plain one and take one training step with your own loop."""
+
+import torch
+
+from gisting.data.collate import Collator, EncodedRows
+from gisting.model import GistModel
+from gisting.prompts import Example
+from gisting.testing import byte_tokenizer, tiny_model
+
+
+def main() -> None:
+    model = GistModel.from_base(tiny_model("llama"), byte_tokenizer(), num_gist_tokens=2)
+    rows = EncodedRows([Example("Say it in capitals.", "yes", "YES")], model.encoder)
+    collate = Collator(model.gist_id, int(model.tokenizer.pad_token_id), num_gist_tokens=(2,))
+    batch = collate([rows[0]])
+    optimizer = torch.optim.AdamW(model.hf_model.parameters(), lr=1e-3)
+    for step in range(5):
+        output = model.adapter.forward(
+            batch["input_ids"],
+            batch["attention_mask"],
+            labels=batch["labels"],
+            gist_id=model.gist_id,
+            condition=batch["conditions"],
+        )
+        output["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        print(f"step {step}: loss {float(output['loss']):.3f}")
+
+
+if __name__ == "__main__":
+    main()

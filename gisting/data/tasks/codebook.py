@@ -34,7 +34,7 @@ ELSE = (
 
 @dataclass(frozen=True)
 class Codebook:
-    """Codes for one, three or five kinds of things and for the rest; inputs of two to four words.
+    """Codes for one, three or five kinds of things and for the rest; inputs of three to six words.
 
     For example `Say moon for an animal, for any tool write gold, otherwise iron.` turns
     `cat rose saw` into `moon iron gold`.
@@ -63,8 +63,8 @@ class Codebook:
         return rng.choice(OPENINGS) + text[0].upper() + text[1:] + "."
 
     def input(self, difficulty: int, rng: Random) -> str:
-        """Draw two to four different words."""
-        return " ".join(rng.sample(NOUNS, rng.randint(2, max(3, difficulty + 1))))
+        """Draw three to six different words."""
+        return " ".join(rng.sample(NOUNS, rng.randint(3, 3 + difficulty)))
 
     def answer(self, facts: Facts, input: str) -> str:
         """One code for each word."""

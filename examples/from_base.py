@@ -25,7 +25,7 @@ def main() -> None:
         output["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-        print(f"step {step}: loss {float(output['loss']):.3f}")
+        print(f"step {step}: loss {output['loss'].item():.3f}")
 
 
 if __name__ == "__main__":

@@ -87,6 +87,11 @@ class ChatTemplate:
             raise PromptError(
                 f"the chat template refuses a system prompt ({error}); use template='decoder'"
             ) from error
+        if str(text).count(gist) != 1:
+            raise PromptError(
+                "the chat template leaves out the system prompt, or repeats it; "
+                "use template='decoder'"
+            )
         return str(text)
 
 
@@ -272,7 +277,13 @@ def check_instruction(instruction: str) -> None:
 
 
 def check_text(what: str, text: str) -> None:
-    """Raise PromptError where a user's text holds `<GIST>`, which is never taken for a gist."""
+    """Raise PromptError where a user's text holds `<GIST>` (never taken for a gist) or no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"the {what} is not valid text (at character {error.start}); give it as UTF-8"
+        ) from error
     place = text.find(GIST_TOKEN)
     if place >= 0:
         raise PromptError(

@@ -2,16 +2,19 @@
 
     EncodedRows ── sampler ──> rows ── Collator ──> Batch ── Adapter.forward ──> loss
 
-k and the condition are drawn here, so one checkpoint can learn several. Draws use torch's global
-generator, which a trainer saves and restores. Knows nothing about masks: the batch says which
-condition each row has, the adapter renders it.
+k and the condition are drawn here, so one checkpoint can learn several. A draw follows from the
+seed and the batch's own rows, so neither prefetching nor workers nor resuming can change it. Knows
+nothing about masks: the batch says which condition each row has, the adapter renders it.
 
 Shapes: B batch, S sequence, T target.
 """
 
 import logging
+import zlib
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import TypedDict
 
 import torch
@@ -86,6 +89,7 @@ class Collator:
         conditions: weight of each condition, drawn for each row.
         limits: where rows are cut.
         encoder_decoder: which of the two layouts.
+        seed: of the draws.
         lost: rows left out because cutting would have taken their gist or their whole output.
 
     A row is cut on the right, as published. The published trainer kept rows whose gist had been
@@ -98,11 +102,13 @@ class Collator:
     conditions: Mapping[str, float] = field(default_factory=lambda: {"gist": 1.0})
     limits: Limits = field(default_factory=Limits)
     encoder_decoder: bool = False
+    seed: int = 0
     lost: int = 0
 
     def __call__(self, rows: Sequence[EncodedExample]) -> Batch:
         """One batch (raises DataError where no row is left after cutting)."""
-        k = self._draw_k()
+        rng = self._generator(rows)
+        k = rng.choice(self.num_gist_tokens)
         make = self._encoder_decoder_row if self.encoder_decoder else self._decoder_row
         kept = [pair for pair in (make(row, k) for row in rows) if pair is not None]
         if len(kept) < len(rows):
@@ -119,7 +125,9 @@ class Collator:
             input_ids=self._pad(ids, self.pad_id),
             attention_mask=self._pad([torch.ones_like(row) for row in ids], 0),
             labels=self._pad(labels, IGNORED),
-            conditions=self._draw_conditions(len(kept)),
+            conditions=rng.choices(
+                list(self.conditions), list(self.conditions.values()), k=len(kept)
+            ),
         )
 
     def _decoder_row(self, row: EncodedExample, k: int) -> tuple[Tensor, Tensor] | None:
@@ -140,17 +148,9 @@ class Collator:
         side = "right" if self.encoder_decoder else "left"
         return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
 
-    def _draw_k(self) -> int:
-        if len(self.num_gist_tokens) == 1:
-            return self.num_gist_tokens[0]
-        return self.num_gist_tokens[int(torch.randint(len(self.num_gist_tokens), ()))]
-
-    def _draw_conditions(self, rows: int) -> list[str]:
-        names = list(self.conditions)
-        if len(names) == 1:
-            return names * rows
-        weights = torch.tensor([self.conditions[name] for name in names])
-        return [names[i] for i in torch.multinomial(weights, rows, replacement=True).tolist()]
+    def _generator(self, rows: Sequence[EncodedExample]) -> Random:
+        ids = array("q", (i for row in rows for i in (*row.instruction, *row.input)))
+        return Random(self.seed << 32 | zlib.crc32(ids.tobytes()))
 
 
 def _cut_before_eos(ids: list[int], limit: int) -> list[int]:

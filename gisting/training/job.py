@@ -69,7 +69,7 @@ def run(
         args=args,
         train_dataset=EncodedRows(train, model.encoder) if args.do_train else None,
         eval_dataset=[None] if splits else None,  # the Trainer wants one; ours reads `splits`
-        data_collator=make_collator(model, config),
+        data_collator=make_collator(model, config, args.seed),
         in_order=config.in_order,
         callbacks=list(callbacks),
     )
@@ -95,7 +95,7 @@ def run(
     return results
 
 
-def make_collator(model: GistModel, config: TrainingConfig) -> Collator:
+def make_collator(model: GistModel, config: TrainingConfig, seed: int) -> Collator:
     """The collator of a run: published limits, the run's k and conditions."""
     return Collator(
         gist_id=model.gist_id,
@@ -104,6 +104,7 @@ def make_collator(model: GistModel, config: TrainingConfig) -> Collator:
         conditions=config.gist.condition,
         limits=Limits.for_split("train"),
         encoder_decoder=model.adapter.padding_side == "right",
+        seed=seed,
     )
 
 

@@ -117,7 +117,7 @@ def write_outputs(
 
 
 def conditions_table(
-    evaluator: SplitEvaluator, model: GistModel, step: int, ks: Sequence[int], splits: Sequence[str]
+    evaluator: SplitEvaluator, model: GistModel, ks: Sequence[int], splits: Sequence[str]
 ) -> list[dict[str, object]]:
     """Exact match of every condition, and of gist for every k, on the given splits."""
     rows: list[dict[str, object]] = []

@@ -45,13 +45,18 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     return target
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write UTF-8 `text` to `path`, whole or not at all (raises SaveError)."""
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write `data` to `path`, whole or not at all (raises SaveError)."""
 
     def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
 
     return write_atomically(path, write)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write UTF-8 `text` to `path`, whole or not at all (raises SaveError)."""
+    return write_bytes(path, text.encode())
 
 
 def write_folder(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:

@@ -122,8 +122,7 @@ RECIPE: Mapping[str, Any] = {
     "data": {
         "dataset_name": "tasks",
         "tasks": {
-            "family": FAMILY,
-            "stages": [[DIFFICULTY, 19_200]],
+            "stages": [[FAMILY, DIFFICULTY, 19_200]],
             "validation_rows": 128,
         },
         "splits": ["train", "validation_unseen"],

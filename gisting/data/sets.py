@@ -18,12 +18,11 @@ from gisting.prompts import Example
 class TaskConfig:
     """Which generated tasks (`gisting.data.tasks`), and how many.
 
-    `stages` is a curriculum: (difficulty, rows) in the order of training; a difficulty of 0 draws
-    one for each row. The validation splits draw from the last stage's difficulty.
+    `stages` is a curriculum: (family, difficulty, rows) in the order of training; a difficulty of 0
+    draws one for each row. The validation splits are drawn as the last stage is.
     """
 
-    family: str = "mixed"
-    stages: Sequence[tuple[int, int]] = ((0, 20_000),)
+    stages: Sequence[tuple[str, int, int]] = (("mixed", 0, 20_000),)
     validation_rows: int = 400
     seed: int = 0
 
@@ -92,14 +91,16 @@ def _tasks(config: DataConfig) -> dict[str, list[Example]]:
     asked = config.tasks
     wanted = tasks.SPLITS if config.splits is None else config.splits
     read: dict[str, list[Example]] = {}
+    last_family, last_difficulty, _ = asked.stages[-1]
+    validation = [(last_family, last_difficulty, asked.validation_rows)]
     for split in wanted:
-        last = asked.stages[-1][0]
-        stages = asked.stages if split == "train" else [(last, asked.validation_rows)]
         read[split] = [
             example
-            for number, (difficulty, rows) in enumerate(stages)
+            for number, (family, difficulty, rows) in enumerate(
+                asked.stages if split == "train" else validation
+            )
             for example in tasks.generate(
-                asked.family,
+                family,
                 split,
                 n=rows,
                 seed=asked.seed * 1000 + number,

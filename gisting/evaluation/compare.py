@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from gisting.errors import OptionError, PromptError
 from gisting.gist import Prefix
-from gisting.model import GistModel, check_numbers
+from gisting.model import GistModel
+from gisting.models.inputs import check_numbers
 
 Prepare = Callable[[], Prefix | None]
 

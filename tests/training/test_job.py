@@ -39,7 +39,7 @@ def config(folder: Path, **training: Any) -> TrainingConfig:
             "model": MODEL,
             "data": {
                 "dataset_name": "tasks",
-                "tasks": {"family": "reply", "stages": [[1, 64]], "validation_rows": 4},
+                "tasks": {"stages": [["reply", 1, 64]], "validation_rows": 4},
             },
             "training": {
                 "gist": {"num_gist_tokens": [2, 1]},
@@ -138,7 +138,10 @@ def test_no_rows_is_an_error(tmp_path: Path) -> None:
 def test_a_base_model_that_is_not_there(tmp_path: Path) -> None:
     raw = {
         "model": {"model_name_or_path": str(tmp_path / "none")},
-        "data": {"dataset_name": "tasks", "tasks": {"stages": [[1, 4]], "validation_rows": 1}},
+        "data": {
+            "dataset_name": "tasks",
+            "tasks": {"stages": [["reply", 1, 4]], "validation_rows": 1},
+        },
         "training": {"output_dir": str(tmp_path), "do_train": True, "use_cpu": True},
     }
     with pytest.raises(ModelNotFoundError, match="none"):

@@ -46,7 +46,9 @@ DIFFICULTIES = (1, 2, 3)
 def generate(
     family: str, split: str, *, n: int, seed: int, difficulty: int | None = None
 ) -> list[Example]:
-    """`n` examples of `family` (`mixed`: of all families), the same for the same arguments.
+    """`n` examples of `family`, the same for the same arguments.
+
+    `family` is one name, several joined by `+` (drawn from evenly), or `mixed`, which is all.
 
     `difficulty` 1, 2 or 3 scales the facts of an instruction and the words of an input; None draws
     it for each example. The `source` of an example is `family/difficulty`.
@@ -123,9 +125,11 @@ def corpus(seed: int, *, n: int = 20_000) -> Iterator[str]:
 def _families(name: str) -> list[Family]:
     if name == MIXED:
         return list(FAMILIES.values())
-    if name not in FAMILIES:
-        raise DataError(f"unknown family {name!r}: choose one of {', '.join([*FAMILIES, MIXED])}")
-    return [FAMILIES[name]]
+    for one in name.split("+"):
+        if one not in FAMILIES:
+            known = ", ".join([*FAMILIES, MIXED])
+            raise DataError(f"unknown family {one!r}: choose among {known}, joined by +")
+    return [FAMILIES[one] for one in name.split("+")]
 
 
 def _example(family: Family, split: str, difficulty: int, rng: Random) -> Example:

@@ -146,7 +146,6 @@ RECIPE: Mapping[str, Any] = {
         "do_eval": True,
         "seed": 0,
         "disable_tqdm": not sys.stderr.isatty(),
-        "dataloader_pin_memory": False,
         "overwrite_output_dir": True,
         "remove_unused_columns": False,
     },

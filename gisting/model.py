@@ -11,7 +11,6 @@ Shapes: B batch, P instruction, K gist tokens, L input.
 """
 
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation.streamers import BaseStreamer, TextIteratorStreamer
+from transformers.generation.streamers import BaseStreamer
 
 from gisting.errors import (
     NotAGistModelError,
@@ -43,8 +42,24 @@ from gisting.models.inputs import (
     pad_left,
     provenance_of,
     seeded,
+    stops_of,
 )
+from gisting.models.streaming import stream_text
 from gisting.prompts import GIST_TOKEN, PromptEncoder, make_template
+
+# What a checkpoint's generation_config.json says about these must not leak in: `generate` would
+# take from there whatever is not given.
+NO_PENALTIES = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+}
+NO_OTHER_SAMPLING = {"min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
+GREEDY = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
 
 
 class GistModel:
@@ -273,27 +288,29 @@ class GistModel:
         )
         if not temperature > 0 or not 0 < top_p <= 1 or top_k < 0:
             raise OptionError("temperature must be above 0, top_p in (0, 1], top_k at least 0")
-        if num_return_sequences > num_beams and not do_sample:
+        if num_return_sequences > num_beams and not (do_sample and num_beams == 1):
             raise OptionError(
                 f"{num_return_sequences} different answers need do_sample, or as many beams"
             )
+        if streamer is not None and max(num_beams, num_return_sequences) > 1:
+            raise OptionError(
+                "a stream is one answer; leave out num_beams and num_return_sequences"
+            )
         texts = as_list(inputs, "input")
         ids, padding = self._prompts(texts, gist, instructions, num_gist_tokens)
-        stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or [])
+        stops = stops_of(stop_strings)
+        eos = self.hf_model.generation_config.eos_token_id
+        sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} | NO_OTHER_SAMPLING
         options = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=do_sample,
             num_beams=num_beams,
             num_return_sequences=num_return_sequences,
             pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=self.hf_model.generation_config.eos_token_id
-            or self.tokenizer.eos_token_id,
+            eos_token_id=self.tokenizer.eos_token_id if eos is None else eos,
             stop_strings=stops or None,
-            # a checkpoint's own sampling defaults must not leak in
-            temperature=temperature if do_sample else 1.0,
-            top_p=top_p if do_sample else 1.0,
-            top_k=top_k if do_sample else 50,
-            repetition_penalty=1.0,
+            **(sampling if do_sample else GREEDY),
+            **NO_PENALTIES,
         )
         with seeded(seed, self.device):
             new = self.adapter.generate(
@@ -311,26 +328,19 @@ class GistModel:
     def stream(self, input: str, gist: Prefix | None = None, **options: Any) -> Iterator[str]:
         """The answer to one input piece by piece, as it is generated; options as `generate`.
 
+        The pieces, joined, are what `generate` returns. Stop iterating, and generation stops too.
+
         Raises: as `generate`, before the first piece.
         """
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        failure: list[BaseException] = []
+        stops = stops_of(options.get("stop_strings"))
 
-        def run() -> None:
-            try:
-                self.generate([input], gist, streamer=streamer, **options)
-            except BaseException as error:  # handed to the caller's thread
-                failure.append(error)
-                streamer.end()
+        def generate(streamer: BaseStreamer) -> None:
+            self.generate([input], gist, streamer=streamer, **options)
 
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        yield from (
-            piece.removeprefix(" ") if n == 0 else piece for n, piece in enumerate(streamer)
-        )
-        thread.join()
-        if failure:
-            raise failure[0]
+        def decode(ids: list[int]) -> str:
+            return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+        return stream_text(generate, decode, stops)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write the Hugging Face layout, `gist_config.json` and a model card (raises SaveError)."""

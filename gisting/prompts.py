@@ -206,12 +206,7 @@ class PromptEncoder:
             PromptError: as `prompt`, or an output holds `<GIST>`; the message names the row.
         """
         for number, row in enumerate(examples):
-            try:
-                check_instruction(row.instruction)
-                check_text("input", row.input)
-                check_text("output", row.output)
-            except PromptError as error:
-                raise PromptError(f"row {number}: {error}") from None
+            check_example(row, number)
         render = self.template.render
         texts = [render(row.instruction, row.input, GIST_TOKEN) for row in examples]
         alone = [render(row.instruction, "", GIST_TOKEN) for row in examples]
@@ -267,6 +262,16 @@ class PromptEncoder:
                 "add <GIST> to it with GistModel.from_base"
             )
         return places[-1] + 1
+
+
+def check_example(example: Example, number: int) -> None:
+    """Raise PromptError, naming the row, for an example that cannot be a training row."""
+    try:
+        check_instruction(example.instruction)
+        check_text("input", example.input)
+        check_text("output", example.output)
+    except PromptError as error:
+        raise PromptError(f"row {number}: {error}") from None
 
 
 def check_instruction(instruction: str) -> None:

@@ -1,6 +1,6 @@
 """From encoded rows to a training batch: gist span, truncation, padding, labels.
 
-    EncodedRows ── sampler ──> rows ── Collator ──> Batch ── Adapter.forward ──> loss
+    TrainingRows ── sampler ──> rows ── Collator ──> Batch ── Adapter.forward ──> loss
 
 k and the condition are drawn here, so one checkpoint can learn several. A draw follows from the
 seed and the batch's own rows, so neither prefetching nor workers nor resuming can change it. Knows
@@ -12,7 +12,7 @@ Shapes: B batch, S sequence, T target.
 import logging
 import zlib
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import TypedDict
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from gisting.errors import DataError
-from gisting.prompts import EncodedExample, Example, PromptEncoder
+from gisting.prompts import EncodedExample, Example, PromptEncoder, check_example
 
 IGNORED = -100
 log = logging.getLogger(__name__)
@@ -77,6 +77,41 @@ class EncodedRows(torch.utils.data.Dataset[EncodedExample]):
     def lengths(self) -> list[int]:
         """Tokens of each row without its gist span, for batching by length."""
         return [len(r.instruction) + len(r.input) + len(r.completion) for r in self.rows]
+
+
+class TrainingRows(torch.utils.data.Dataset[Example]):
+    """Training rows as text, checked once; ids are made a batch at a time (`encode_and`).
+
+    So a run starts at once, and memory holds text only.
+
+    Raises:
+        PromptError: an instruction is empty or a text holds `<GIST>`; the message names the row.
+    """
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        for number, row in enumerate(examples):
+            check_example(row, number)
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Characters of each row, for batching by length."""
+        return [len(r.instruction) + len(r.input) + len(r.output) for r in self.examples]
+
+
+def encode_and(collate: "Collator", encoder: PromptEncoder) -> Callable[[list[Example]], Batch]:
+    """The collator for rows of text; rows without an output are left out."""
+
+    def run(rows: list[Example]) -> Batch:
+        return collate([row for row in encoder.examples(rows) if row is not None])
+
+    return run
 
 
 @dataclass

@@ -149,7 +149,9 @@ class EncoderDecoderAdapter(Adapter):
     ) -> tuple[Tensor, Tensor]:
         """Encoder output [B, K + L, E] and its 2-D mask, the gist's rows taken from `prefix`."""
         if prefix is None:
-            return self.encoder(input_ids=ids, attention_mask=padding).last_hidden_state, padding
+            with self._lock:  # another thread's hooks would be run here, too
+                output = self.encoder(input_ids=ids, attention_mask=padding)
+            return output.last_hidden_state, padding
         prefix = prefix.expand(len(ids))
         kept = prefix.num_tokens
         # gist and input must be neighbours: relative biases count columns

@@ -67,6 +67,11 @@ def provenance_of(texts: Sequence[str], lengths: Sequence[int]) -> tuple[Provena
     )
 
 
+def stops_of(stop_strings: Text | None) -> list[str]:
+    """Stop strings as a list."""
+    return [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or [])
+
+
 def cut_at(answer: str, stops: Sequence[str]) -> str:
     """`answer` up to the first stop string, without white space around it."""
     places = [place for stop in stops if (place := answer.find(stop)) >= 0]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Seq2SeqTrainingArguments
 
 from gisting.data.sets import DataConfig, TaskConfig
@@ -84,7 +85,8 @@ class TrainingConfig:
 
     def training_arguments(self, folder: Path) -> Seq2SeqTrainingArguments:
         """Hugging Face's arguments, writing to `folder` (raises OptionError)."""
-        given = {**self.hf, "output_dir": str(folder)}
+        pin = torch.cuda.is_available()
+        given = {"dataloader_pin_memory": pin, **self.hf, "output_dir": str(folder)}
         try:
             return Seq2SeqTrainingArguments(**given, report_to=list(self.report_to) or "none")
         except (ValueError, TypeError, ImportError) as error:

@@ -18,7 +18,7 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from gisting.data.collate import Collator, EncodedRows, Limits
+from gisting.data.collate import Collator, Limits, TrainingRows, encode_and
 from gisting.errors import DataError
 from gisting.files import write_text
 from gisting.model import GistModel
@@ -67,9 +67,9 @@ def run(
         model,
         make_evaluate(splits, config, folder) if splits else None,
         args=args,
-        train_dataset=EncodedRows(train, model.encoder) if args.do_train else None,
+        train_dataset=TrainingRows(train) if args.do_train else None,
         eval_dataset=[None] if splits else None,  # the Trainer wants one; ours reads `splits`
-        data_collator=make_collator(model, config, args.seed),
+        data_collator=encode_and(make_collator(model, config, args.seed), model.encoder),
         in_order=config.in_order,
         callbacks=list(callbacks),
     )

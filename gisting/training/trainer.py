@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from gisting.data.collate import EncodedRows
+from gisting.data.collate import TrainingRows
 from gisting.model import GistModel
 from gisting.training.sampler import OrderedLengthSampler
 
@@ -93,7 +93,7 @@ class GistTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = train_dataset or self.train_dataset
-        assert isinstance(dataset, EncodedRows)
+        assert isinstance(dataset, TrainingRows)
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         if self.in_order:
             seed = self.args.data_seed or self.args.seed

@@ -55,7 +55,6 @@ def config(folder: Path, **training: Any) -> TrainingConfig:
                 "save_steps": 2,
                 "seed": 1,
                 "use_cpu": True,
-                "dataloader_pin_memory": False,
                 "remove_unused_columns": False,
                 "disable_tqdm": True,
                 **training,

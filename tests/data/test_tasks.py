@@ -36,14 +36,20 @@ def examples(
         ),
         (
             "rewrite",
-            {"times": "twice", "joiner": "and"},
+            {"case": "capitals", "joiner": "and"},
             "cat saw",
-            "cat and cat and saw and saw",
+            "CAT and SAW",
+        ),
+        (
+            "notice",
+            {"hour": "noon", "place": "barn"},
+            "Tom plans a picnic",
+            "picnic by Tom at noon in the barn",
         ),
         (
             "codebook",
-            {"animal": "moon", "tool": "gold", "other": "iron"},
-            "cat rose saw",
+            {"red": "moon", "blue": "gold", "other": "iron"},
+            "red black blue",
             "moon iron gold",
         ),
         (
@@ -159,7 +165,7 @@ def test_difficulty_lengthens_instructions() -> None:
             )
             for level in tasks.DIFFICULTIES
         ]
-        assert words[0] * 1.4 < words[1] and words[1] * 1.2 < words[2]
+        assert words[0] * 1.15 < words[1] and words[1] * 1.15 < words[2]
 
 
 def test_mixed_draws_every_family_and_difficulty() -> None:

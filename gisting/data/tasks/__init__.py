@@ -18,6 +18,7 @@ from random import Random
 
 from gisting.data.tasks.base import Facts, Family, held_out
 from gisting.data.tasks.codebook import Codebook
+from gisting.data.tasks.notice import Notice
 from gisting.data.tasks.pick import Pick
 from gisting.data.tasks.reply import Reply
 from gisting.data.tasks.rewrite import Rewrite
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (Rewrite(), Codebook(), Reply(), Pick())
+    family.name: family for family in (Reply(), Notice(), Rewrite(), Pick(), Codebook())
 }
 MIXED = "mixed"
 SPLITS = ("train", "validation_seen", "validation_unseen")

@@ -1,28 +1,20 @@
-"""Translate each word by the codebook of the instruction: one code for each kind of thing."""
+"""Translate each colour by the codebook of the instruction: one code for each colour."""
 
 from dataclasses import dataclass
 from random import Random
 
 from gisting.data.tasks.base import Facts
-from gisting.data.tasks.words import CATEGORIES, LABELS, NOUNS
+from gisting.data.tasks.words import COLOURS, LABELS
 
-KIND = {noun: kind for kind, nouns in CATEGORIES.items() for noun in nouns}
+KEYS = COLOURS[:5]
 OTHER = "other"
-KINDS: dict[str, tuple[str, ...]] = {
-    "animal": ("an animal", "any animal", "every animal"),
-    "tool": ("a tool", "any tool", "every tool"),
-    "food": ("some food", "any food", "all food"),
-    "garment": ("a garment", "any garment", "every garment"),
-    "vehicle": ("a vehicle", "any vehicle", "every vehicle"),
-    "plant": ("a plant", "any plant", "every plant"),
-}
 OPENINGS = ("", "", "Translate each word. ", "Use this code. ", "Go through the words one by one. ")
-FIRST = ("say {label} for {kind}", "for {kind} write {label}", "answer {label} for {kind}")
+FIRST = ("say {label} for {key}", "for {key} write {label}", "answer {label} for {key}")
 NEXT = (
-    "{label} for {kind}",
-    "for {kind} {label}",
-    "say {label} for {kind}",
-    "for {kind} write {label}",
+    "{label} for {key}",
+    "for {key} {label}",
+    "say {label} for {key}",
+    "for {key} write {label}",
 )
 ELSE = (
     "{label} for anything else",
@@ -34,27 +26,28 @@ ELSE = (
 
 @dataclass(frozen=True)
 class Codebook:
-    """Codes for one, three or five kinds of things and for the rest; inputs of three to six words.
+    """Codes for two, three or four colours and for the rest; inputs of two or three colours.
 
-    For example `Say moon for an animal, for any tool write gold, otherwise iron.` turns
-    `cat rose saw` into `moon iron gold`.
+    Every code is a fact of its own, so this is the family that needs the most room in a gist. For
+    example `Say moon for red, for blue write gold, otherwise iron.` turns `blue green red` into
+    `gold iron moon`.
     """
 
     name: str = "codebook"
 
     def facts(self, difficulty: int, rng: Random) -> Facts:
-        """Draw codes for one, three or five kinds, and one for all the rest."""
-        kinds = rng.sample(sorted(CATEGORIES), 2 * difficulty - 1)
-        labels = rng.sample(LABELS, len(kinds) + 1)
-        return tuple(sorted(zip([*kinds, OTHER], labels, strict=True)))
+        """Draw codes for one colour more than the difficulty, and one for all the rest."""
+        keys = rng.sample(KEYS, difficulty + 1)
+        labels = rng.sample(LABELS, len(keys) + 1)
+        return tuple(sorted(zip([*keys, OTHER], labels, strict=True)))
 
     def instruction(self, facts: Facts, rng: Random) -> str:
         """Word each code as a clause, in any order; the one for all the rest comes last."""
         codes = [fact for fact in facts if fact[0] != OTHER]
         rng.shuffle(codes)
         clauses = [
-            rng.choice(NEXT if place else FIRST).format(label=label, kind=rng.choice(KINDS[kind]))
-            for place, (kind, label) in enumerate(codes)
+            rng.choice(NEXT if place else FIRST).format(label=label, key=key)
+            for place, (key, label) in enumerate(codes)
         ]
         clauses.append(rng.choice(ELSE).format(label=dict(facts)[OTHER]))
         text = clauses[0]
@@ -63,10 +56,10 @@ class Codebook:
         return rng.choice(OPENINGS) + text[0].upper() + text[1:] + "."
 
     def input(self, difficulty: int, rng: Random) -> str:
-        """Draw three to six different words."""
-        return " ".join(rng.sample(NOUNS, rng.randint(3, 3 + difficulty)))
+        """Draw two or three different colours."""
+        return " ".join(rng.sample(KEYS, rng.randint(2, 3)))
 
     def answer(self, facts: Facts, input: str) -> str:
-        """One code for each word."""
+        """One code for each colour."""
         code = dict(facts)
-        return " ".join(code.get(KIND[word], code[OTHER]) for word in input.split())
+        return " ".join(code.get(word, code[OTHER]) for word in input.split())

@@ -36,7 +36,7 @@ LAST = ("end with {}", "finish by saying {}", "close with the word {}")
 
 @dataclass(frozen=True)
 class Pick:
-    """Two or three fields of the sentence in a given order, then a joiner, a first and a last word.
+    """One to three fields of the sentence in a given order, and as many things around them.
 
     For example `Name who bought it, then the city. Put a dash between them.` turns `Anna sold a red
     hat to Tom in Oslo for nine coins` into `Tom - Oslo`.
@@ -45,11 +45,13 @@ class Pick:
     name: str = "pick"
 
     def facts(self, difficulty: int, rng: Random) -> Facts:
-        """Draw two fields, or three; and none, one or three things to write around them."""
-        fields = rng.sample(sorted(FIELDS), 2 if difficulty == 1 else 3)
+        """Draw a field for each step of difficulty, and as many things to write around them."""
+        fields = rng.sample(sorted(FIELDS), difficulty)
         facts = [(f"field {place}", field) for place, field in enumerate(fields, 1)]
-        extras = {"joiner": tuple(JOINERS), "first": LABELS, "last": LABELS}
-        for extra in rng.sample(sorted(extras), (0, 1, 3)[difficulty - 1]):
+        extras: dict[str, tuple[str, ...]] = {"first": LABELS, "last": LABELS}
+        if difficulty > 1:
+            extras["joiner"] = tuple(JOINERS)
+        for extra in rng.sample(sorted(extras), difficulty):
             facts.append((extra, rng.choice(extras[extra])))
         return tuple(sorted(facts))
 

@@ -1,4 +1,4 @@
-"""Rewrite a few words: their order, case and number, what joins them, what stands around them."""
+"""Rewrite a few words: their order and case, what joins them, what stands around them."""
 
 from dataclasses import dataclass
 from random import Random
@@ -13,7 +13,6 @@ JOINERS = {
 VALUES: dict[str, tuple[str, ...]] = {
     "order": ("reverse", "rotate"),
     "case": ("capitals",),
-    "times": ("twice",),
     "joiner": tuple(JOINERS),
     "first": LABELS,
     "last": LABELS,
@@ -35,12 +34,6 @@ CLAUSES: dict[str, tuple[str, ...]] = {
         "write the words in capitals",
         "use capital letters for the words",
         "turn the words into upper case",
-    ),
-    "twice": (
-        "write each word twice",
-        "repeat every word once more",
-        "give two copies of each word",
-        "double every word",
     ),
     "sign": (
         "put a {} between the words",
@@ -76,7 +69,7 @@ OPENINGS = (
 
 @dataclass(frozen=True)
 class Rewrite:
-    """Two, four or six facts; inputs of two to four words.
+    """Two, three or four facts; inputs of two or three words.
 
     For example `Reverse the order of the words, join the words with a dash. Begin the answer with
     moon.` turns `cat rose` into `moon rose - cat`.
@@ -85,8 +78,8 @@ class Rewrite:
     name: str = "rewrite"
 
     def facts(self, difficulty: int, rng: Random) -> Facts:
-        """Draw two facts for each step of difficulty."""
-        names = rng.sample(sorted(VALUES), 2 * difficulty)
+        """Draw one fact more than the difficulty."""
+        names = rng.sample(sorted(VALUES), difficulty + 1)
         return tuple(sorted((name, rng.choice(VALUES[name])) for name in names))
 
     def instruction(self, facts: Facts, rng: Random) -> str:
@@ -94,11 +87,11 @@ class Rewrite:
         return rng.choice(OPENINGS) + join_clauses([_clause(*fact, rng) for fact in facts], rng)
 
     def input(self, difficulty: int, rng: Random) -> str:
-        """Draw two to four different words."""
-        return " ".join(rng.sample(NOUNS, rng.randint(2, max(3, difficulty + 1))))
+        """Draw two or three different words."""
+        return " ".join(rng.sample(NOUNS, rng.randint(2, 3)))
 
     def answer(self, facts: Facts, input: str) -> str:
-        """Order, case and number first, then what stands between and around the words."""
+        """Order and case first, then what stands between and around the words."""
         said = dict(facts)
         words = input.split()
         if said.get("order") == "reverse":
@@ -107,8 +100,6 @@ class Rewrite:
             words = words[1:] + words[:1]
         if "case" in said:
             words = [word.upper() for word in words]
-        if "times" in said:
-            words = [word for word in words for _ in range(2)]
         joined = JOINERS[said["joiner"]].join(words) if "joiner" in said else " ".join(words)
         return " ".join(part for part in (said.get("first"), joined, said.get("last")) if part)
 

@@ -22,3 +22,10 @@ CITIES = ("Oslo", "Paris", "Rome", "Berlin", "Madrid", "Cairo", "Lima", "Tokyo",
           "Boston", "Dublin", "Vienna")
 COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "pink")
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve")
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+HOURS = ("noon", "midnight", "dawn", "dusk", "sunset", "sunrise", "lunchtime", "teatime")
+PLACES = ("barn", "garden", "library", "kitchen", "cellar", "attic", "tower", "hall", "stable",
+          "chapel")
+ITEMS = ("lamp", "chair", "book", "drum", "candle", "ladder", "rope", "basket", "pillow", "mirror")
+EVENTS = ("picnic", "concert", "wedding", "lecture", "party", "race", "fair", "dance", "feast",
+          "parade")

@@ -53,8 +53,11 @@ class GistConfig:
                     f"{path} has format version {version}, this gisting reads {FORMAT_VERSION}; "
                     "install a gisting that reads it"
                 )
+            ks = tuple(int(k) for k in raw["num_gist_tokens"])
+            if any(k < 1 for k in ks):
+                raise ValueError(f"num_gist_tokens {ks}")
             return cls(
-                num_gist_tokens=tuple(int(k) for k in raw["num_gist_tokens"]),
+                num_gist_tokens=ks,
                 conditions=tuple(str(c) for c in raw["conditions"]),
                 template=str(raw["template"]),
                 base_model=str(raw["base_model"]),

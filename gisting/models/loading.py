@@ -5,6 +5,7 @@ Knows transformers' file layout and the quirks of published checkpoints; knows n
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -79,10 +80,12 @@ def load_model(
 ) -> PreTrainedModel:
     """Weights in evaluation mode (raises ModelNotFoundError where they are missing or damaged)."""
     try:
-        model = auto_class(config).from_pretrained(
-            path, config=config, dtype=dtype, cache_dir=cache_dir
+        model, info = auto_class(config).from_pretrained(
+            path, config=config, dtype=dtype, cache_dir=cache_dir, output_loading_info=True
         )
-    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
+            raise ValueError(f"it lacks {missing[0]}" + " and others" * (len(missing) > 1))
+    except (OSError, ValueError, SafetensorError, RuntimeError, UnpicklingError, EOFError) as error:
         raise _not_found(path, error) from error
     return model.eval()  # type: ignore[no-any-return]
 
@@ -115,6 +118,7 @@ def load_tokenizer(path: str, *, cache_dir: str | None = None) -> PreTrainedToke
         tokenizer.pad_token = tokenizer.eos_token  # as published; padding is masked anyway
     if GIST_TOKEN in tokenizer.get_vocab() and options:
         add_gist_to_tokenizer(tokenizer)  # restores how the slow tokenizer treated white space
+    _remember_legacy(tokenizer)
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
@@ -136,12 +140,13 @@ def add_gist_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     The new input and output rows are the mean of the rows in use (the published rule, extended to
     T5's output layer). A padded vocabulary keeps its size: the id takes the first unused row.
     """
-    if GIST_TOKEN in tokenizer.get_vocab():
-        return gist_id_of(tokenizer)
     layers: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     rows = len(layers[0].weight)
-    used = min(len(tokenizer), rows)
-    gist_id = add_gist_to_tokenizer(tokenizer)
+    known = GIST_TOKEN in tokenizer.get_vocab()
+    if known and gist_id_of(tokenizer) < rows:
+        return gist_id_of(tokenizer)
+    used = min(len(tokenizer) - known, rows)
+    gist_id = gist_id_of(tokenizer) if known else add_gist_to_tokenizer(tokenizer)
     if gist_id >= rows:
         model.resize_token_embeddings(gist_id + 1, mean_resizing=False)
         layers = [model.get_input_embeddings(), model.get_output_embeddings()]
@@ -165,6 +170,7 @@ def add_gist_to_tokenizer(tokenizer: PreTrainedTokenizerBase) -> int:
     strip = isinstance(tokenizer, LlamaTokenizer) and bool(tokenizer.legacy)
     token = AddedToken(GIST_TOKEN, lstrip=strip, rstrip=strip, normalized=False, special=True)
     tokenizer.add_tokens([token], special_tokens=True)
+    _remember_legacy(tokenizer)
     return gist_id_of(tokenizer)
 
 
@@ -194,6 +200,12 @@ def _has_file(path: str, name: str, cache_dir: str | None) -> bool:
         path, name, cache_dir=cache_dir, _raise_exceptions_for_missing_entries=False
     )
     return found is not None
+
+
+def _remember_legacy(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let `save_pretrained` write what transformers forgets, and would assume otherwise later."""
+    if isinstance(tokenizer, LlamaTokenizer):
+        tokenizer.init_kwargs["legacy"] = tokenizer.legacy
 
 
 def _is_early_llama(folder: Path) -> bool:

@@ -89,7 +89,10 @@ def pieces(
     sent = ""
     for token in tokens:
         made.append(token)
-        final = cut_at(settled(decode(made), stops), stops)
+        text = decode(made)
+        if any(stop in text for stop in stops):
+            continue  # the end: which stop string comes first is known when all tokens are
+        final = settled(text, stops).strip()
         if len(final) > len(sent):
             yield final[len(sent) :]
             sent = final
@@ -99,8 +102,6 @@ def pieces(
 
 def settled(text: str, stops: Sequence[str]) -> str:
     """`text` without an end that may still change."""
-    if any(stop in text for stop in stops):
-        return text
     text = text.rstrip(UNFINISHED)
     open_ends = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
     return text[: len(text) - max(open_ends, default=0)]

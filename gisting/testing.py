@@ -52,7 +52,12 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "cohere": {**_DECODER, "logit_scale": 1.0},
         "gemma": {**_DECODER, "head_dim": 20},
-        "gemma2": {**_DECODER, "head_dim": 20, "query_pre_attn_scalar": 20},
+        "gemma2": {
+            **_DECODER,
+            "head_dim": 20,
+            "query_pre_attn_scalar": 20,
+            "attn_implementation": "eager",  # the only one with its soft caps; early 5.x took sdpa
+        },
         "gemma3_text": {
             **_DECODER,
             "head_dim": 20,

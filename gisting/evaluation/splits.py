@@ -89,6 +89,7 @@ def mean_loss(
             batch["input_ids"].to(model.device),
             batch["attention_mask"].to(model.device),
             labels=batch["labels"].to(model.device),
+            loss_only=True,
             gist_id=model.gist_id,
             condition=batch["conditions"],
         )

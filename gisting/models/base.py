@@ -48,6 +48,7 @@ class Adapter(ABC):
         gist_id: int,
         condition: str | Sequence[str],
         labels: Tensor | None = None,
+        loss_only: bool = False,
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
@@ -59,6 +60,7 @@ class Adapter(ABC):
             gist_id: the id of `<GIST>`.
             condition: one for all rows, or one for each.
             labels: [B, S] (encoder-decoder: [B, T]) targets, -100 where there is none.
+            loss_only: the logits are not needed: compute them only where labels are.
             model: the model as a trainer wrapped it, if it did.
 
         Returns:

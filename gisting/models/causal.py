@@ -69,6 +69,7 @@ class CausalAdapter(Adapter):
         gist_id: int,
         condition: str | Sequence[str],
         labels: Tensor | None = None,
+        loss_only: bool = False,
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
@@ -82,6 +83,9 @@ class CausalAdapter(Adapter):
             position_ids=positions,
             and_mask_function=masks.attends(relabelled(ids, gist_id, condition)),
         )
+        if loss_only and labels is not None:
+            keep = labelled_columns(labels)
+            labels, kwargs = labels[:, -keep:], {**kwargs, "logits_to_keep": keep}
         output: ModelOutput = (model or self.model)(
             input_ids=ids,
             attention_mask=mask,
@@ -237,6 +241,16 @@ class CausalAdapter(Adapter):
 def count_positions(padding: Tensor) -> Tensor:
     """Positions [B, S] counted over what is not padding, as `generate` counts them."""
     return (padding.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def labelled_columns(labels: Tensor) -> int:
+    """Columns from the one before the first label of any row to the end; labels [B, S].
+
+    The output layer is most of a step's memory where vocabularies are large, and left-padded rows
+    have their labels at the end.
+    """
+    first = int((labels != -100).any(dim=0).long().argmax())
+    return labels.shape[1] - max(first - 1, 0)
 
 
 def rope_parameters(config: Any) -> list[dict[str, Any]]:

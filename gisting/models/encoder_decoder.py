@@ -56,6 +56,7 @@ class EncoderDecoderAdapter(Adapter):
         gist_id: int,
         condition: str | Sequence[str],
         labels: Tensor | None = None,
+        loss_only: bool = False,
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> ModelOutput:

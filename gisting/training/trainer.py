@@ -60,6 +60,7 @@ class GistTrainer(Trainer):
             gist_id=self.gist_model.gist_id,
             condition=inputs["conditions"],
             labels=inputs["labels"],
+            loss_only=True,
             model=model,
             **more,
         )

@@ -1,0 +1,19 @@
+"""The command line: parse, call, print; nothing else.
+
+    argv ── app ──> a command ──> the package ──> results on stdout, chatter on stderr
+
+No module here imports torch or transformers at its top, so that `gisting --help` is quick.
+"""
+
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `gisting` with `arguments` (default: the process's own); returns the exit status.
+
+    0: done. 2: the user's mistake, in one line on stderr. 130: Ctrl-C.
+    """
+    from gisting.cli.app import app
+    from gisting.cli.run import run
+
+    return run(app, arguments)

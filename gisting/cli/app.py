@@ -1,0 +1,40 @@
+"""The commands and what they are called."""
+
+from typing import Annotated
+
+import typer
+
+from gisting.cli.compress import compress
+from gisting.cli.data import data
+from gisting.cli.train import PASS_ON, train
+
+app = typer.Typer(
+    rich_markup_mode=None,  # plain help: rich would cost more than all the rest of it
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: name.replace("_", "-"),  # both spellings
+    },
+)
+app.command()(compress)
+app.command(context_settings=PASS_ON, add_help_option=False, options_metavar="[SETTING]...")(train)
+app.add_typer(data)
+
+
+@app.callback(invoke_without_command=True)
+def gisting(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    """Compress prompts into the activations of a few gist tokens, and reuse them.
+
+    Options may be written with dashes or underscores. Results go to standard output, everything
+    else to standard error. A mistake in what was asked ends with status 2.
+    """
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"gisting {installed('gisting')}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())

@@ -1,0 +1,17 @@
+"""`gisting train`: hands everything on to the training entry, which speaks Hydra."""
+
+import typer
+
+PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+def train(context: typer.Context) -> None:
+    """Train a gist model; `gisting train --help` lists its settings.
+
+    \b
+    gisting train +experiment=debug
+    gisting train training.gist.num_gist_tokens=2 training.gist.condition=gist
+    """
+    from gisting.train import main
+
+    main(context.args)

@@ -1,0 +1,106 @@
+"""`gisting` as a process: quick to start, completed by shells, polite to pipes."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BESIDE_PYTHON = Path(sys.executable).parent
+
+
+def process(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gisting", *arguments]
+    return subprocess.run(command, text=True, capture_output=True, **options)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["compress", "--help"], ["data", "build", "--help"], ["--version"]]
+)
+def test_help_imports_nothing_slow(arguments: list[str]) -> None:
+    told = """
+import sys
+from gisting.cli import main
+status = main(sys.argv[1:])
+slow = {"torch", "transformers", "rich", "numpy", "tokenizers", "hydra", "huggingface_hub"}
+assert not slow & set(sys.modules), slow & set(sys.modules)
+sys.exit(status)
+"""
+    ended = subprocess.run([sys.executable, "-c", told, *arguments], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout
+
+
+def test_a_mistake_in_options_costs_no_import() -> None:
+    ended = process("compress", env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
+    assert ended.returncode == 2
+    assert "gisting.cli.compress" in ended.stderr
+    assert "transformers" not in ended.stderr
+
+
+def test_the_published_module_has_the_published_options() -> None:
+    command = [sys.executable, "-m", "gisting.compress"]
+    ended = subprocess.run([*command, "--help"], capture_output=True, text=True)
+    assert ended.returncode == 0
+    for name in (
+        "model-name-or-path", "instruction", "input", "num-gist-tokens", "cache-dir", "precision",
+        "max-new-tokens", "base-llama-path",
+    ):  # fmt: skip
+        assert f"--{name} " in ended.stdout
+    ended = subprocess.run([*command, "--num_gist_tokens", "0"], capture_output=True, text=True)
+    assert ended.stderr == "gisting: error: --num-gist-tokens must be at least 1, not 0\n"
+
+
+def test_no_command_shows_the_help() -> None:
+    assert process().stdout == process("--help").stdout != ""
+
+
+def test_a_reader_that_left_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", "gisting", "--help"], stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_standard_output_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "gisting", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("gisting: error: ")
+    assert "No space left on device" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["gisting", "comp"], {"compress"}),
+        (["gisting", "compress", "--num"], {"--num-gist-tokens"}),
+        (["gisting", "compress", "--precision", "b"], {"bf16"}),
+        (["gisting", "data", "b"], {"build"}),
+    ],
+)
+def test_bash_completes(words: list[str], offered: set[str]) -> None:
+    script = f"""
+eval "$(_GISTING_COMPLETE=source_bash gisting)"
+COMP_WORDS=({" ".join(words)}); COMP_CWORD={len(words) - 1}
+_gisting_completion gisting
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    path = f"{BESIDE_PYTHON}{os.pathsep}{os.environ['PATH']}"
+    ended = subprocess.run(
+        ["bash", "-c", script], env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert set(ended.stdout.split()) == offered, ended

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from gisting.errors import (
@@ -30,13 +30,13 @@ from gisting.gist import Gist, Prefix
 from gisting.models import loading
 from gisting.models.card import model_card
 from gisting.models.config import GistConfig
+from gisting.models.decoding import decoding_options
 from gisting.models.families import adapter_for
 from gisting.models.fingerprint import fingerprint, version
 from gisting.models.inputs import (
     Text,
     as_list,
     check_device,
-    check_numbers,
     cut_at,
     move,
     pad_left,
@@ -46,20 +46,6 @@ from gisting.models.inputs import (
 )
 from gisting.models.streaming import stream_text
 from gisting.prompts import GIST_TOKEN, PromptEncoder, make_template
-
-# What a checkpoint's generation_config.json says about these must not leak in: `generate` would
-# take from there whatever is not given.
-NO_PENALTIES = {
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "length_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "min_new_tokens": 0,
-}
-NO_OTHER_SAMPLING = {"min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
-GREEDY = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
 
 
 class GistModel:
@@ -281,37 +267,23 @@ class GistModel:
             PromptError: an input holds `<GIST>`, or there are more tokens than positions.
             GistMismatchError: another model's gist, or neither one gist nor one for each input.
         """
-        check_numbers(
-            max_new_tokens=max_new_tokens,
-            num_beams=num_beams,
-            num_return_sequences=num_return_sequences,
-        )
-        if not temperature > 0 or not 0 < top_p <= 1 or top_k < 0:
-            raise OptionError("temperature must be above 0, top_p in (0, 1], top_k at least 0")
-        if num_return_sequences > num_beams and not (do_sample and num_beams == 1):
-            raise OptionError(
-                f"{num_return_sequences} different answers need do_sample, or as many beams"
-            )
-        if streamer is not None and max(num_beams, num_return_sequences) > 1:
-            raise OptionError(
-                "a stream is one answer; leave out num_beams and num_return_sequences"
-            )
-        texts = as_list(inputs, "input")
-        ids, padding = self._prompts(texts, gist, instructions, num_gist_tokens)
         stops = stops_of(stop_strings)
         eos = self.hf_model.generation_config.eos_token_id
-        sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} | NO_OTHER_SAMPLING
-        options = GenerationConfig(
+        options = decoding_options(
             max_new_tokens=max_new_tokens,
             do_sample=do_sample,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
             num_beams=num_beams,
             num_return_sequences=num_return_sequences,
+            streamed=streamer is not None,
+            stop_strings=stops or None,
             pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=self.tokenizer.eos_token_id if eos is None else eos,
-            stop_strings=stops or None,
-            **(sampling if do_sample else GREEDY),
-            **NO_PENALTIES,
         )
+        texts = as_list(inputs, "input")
+        ids, padding = self._prompts(texts, gist, instructions, num_gist_tokens)
         with seeded(seed, self.device):
             new = self.adapter.generate(
                 ids,

@@ -88,6 +88,11 @@ def test_compressing_leaves_no_gradients(model: GistModel) -> None:
     assert not any(t.requires_grad for t in model.compress("Greet.").tensors.values())
 
 
+def test_a_gist_does_not_keep_its_instruction_alive(model: GistModel) -> None:
+    for tensor in model.compress(INSTRUCTIONS).tensors.values():
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
 # generate
 
 

@@ -10,7 +10,7 @@ def main() -> None:
     model = GistModel.from_pretrained("embedded")
     gists = model.compress(
         [
-            "Greet the customer with Hello. Everything costs nine coins. You are Nora.",
+            "Greet the customer with Hello. Everything costs nine coins. You are Nora. You live in Oslo.",
             "You only have black ones, then say Bye at the end.",
         ]
     )

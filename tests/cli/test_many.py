@@ -53,7 +53,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
 
 def test_each_line_is_answered_as_alone(run: Run, decoder: Path, prompts: Path) -> None:
     ended = run(*options(decoder, prompts))
-    assert ended.status == 0
+    assert (ended.status, ended.err) == (0, "")
     found = results(ended.out)
     model = GistModel.from_pretrained(decoder)
     for prompt, result in zip(PROMPTS, found, strict=True):
@@ -109,6 +109,7 @@ def test_an_interrupted_run_goes_on(
         ended = run(*command)
     assert ended.status == 130
     assert f"2 of 5 results are kept in {partial}; the same command goes on" in ended.err
+    assert ended.err.startswith("gisting: stopped; ")  # no bar where nobody watches
     assert ended.err.endswith("gisting: interrupted\n")
     assert not out.exists()
     assert results(partial.read_text()) == whole[:2]

@@ -27,6 +27,7 @@ check: .venv/.dev ## lint, formatting, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m gisting.cli.docs --check
 
 bench: .venv/.dev ## measure speed and memory
 	$(BIN)/python -m benchmarks

@@ -139,8 +139,8 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         "# Alpaca+ on a small random model",
         "",
         f"{given['steps']} steps of 16 on the first {given['rows']} rows of the Alpaca part, k = "
-        f"{given['k']}, {given['eval_rows']} examples a split, answered by generation. The seen split "
-        "is not seen: Self-Instruct's part of train is missing.",
+        f"{given['k']}, {given['eval_rows']} examples a split, answered by generation. The seen "
+        "split is not seen: Self-Instruct's part of train is missing.",
         "",
         f"`python -m benchmarks.alpaca_plus --data {given['data']} --tokenizer {given['tokenizer']}"
         f" --rows {given['rows']} --steps {given['steps']} --eval_rows {given['eval_rows']}"

@@ -10,7 +10,7 @@ def main() -> None:
     model = GistModel.from_pretrained("embedded")
     gists = model.compress(
         [
-            "Greet the customer with Hello. Everything costs nine coins. You are Nora. You live in Oslo.",
+            "Greet the customer with Hello. You are Nora.",
             "You only have black ones, then say Bye at the end.",
         ]
     )

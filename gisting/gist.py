@@ -144,8 +144,8 @@ class Prefix:
         """Raise GistMismatchError unless it was made by this model and fits this many inputs."""
         if self.model != model:
             raise GistMismatchError(
-                f"this gist was made by another model (fingerprint {self.model[:12]}, this one "
-                f"is {model[:12]}); compress the instruction with this model"
+                f"this gist was made by another model, or in another precision (fingerprint "
+                f"{self.model[:12]}, not {model[:12]}); compress the instruction with this model"
             )
         if self.template != template:
             raise GistMismatchError(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gisting.errors import GistingError, MissingExtraError
+from gisting.errors import GistingError, MissingExtraError, OptionError
 from gisting.prompts import Example
 
 CONF = Path(__file__).parent / "conf"
@@ -23,7 +23,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise MissingExtraError("hydra-core", "train") from error
     sys.argv = ["gisting train", *(sys.argv[1:] if argv is None else argv)]
     register_defaults()
+    check_overrides(sys.argv[1:])
     hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_run)()
+
+
+def check_overrides(argv: Sequence[str]) -> None:
+    """Compose once beforehand, since Hydra's own entry reports mistakes its own way.
+
+    Raises:
+        OptionError: an override that does not parse, or names no key or group.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    if any(argument.startswith("-") for argument in argv):
+        return  # --help, --multirun, --cfg: Hydra's
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            compose("config", list(argv))
+    except HydraException as error:
+        reason = " ".join(str(error).split())
+        raise OptionError(f"{reason}; see docs/training.md, or --cfg job for all keys") from error
 
 
 def register_defaults() -> None:
@@ -86,4 +106,6 @@ def _run(config: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from gisting.cli import main as command_line
+
+    raise SystemExit(command_line(["train", *sys.argv[1:]]))

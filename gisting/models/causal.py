@@ -185,7 +185,7 @@ class CausalAdapter(Adapter):
     def _on_top(
         self, ids: Tensor, padding: Tensor, prefix: Prefix, gist_id: int
     ) -> tuple[Tensor, Tensor, DynamicCache]:
-        prefix = prefix.expand(len(ids))
+        prefix = prefix.expand(len(ids)).to(device=ids.device)
         cache = DynamicCache(config=self.text_config)
         for i in range(len(prefix.tensors) // 2):
             cache.update(

@@ -153,7 +153,7 @@ class EncoderDecoderAdapter(Adapter):
             with self._lock:  # another thread's hooks would be run here, too
                 output = self.encoder(input_ids=ids, attention_mask=padding)
             return output.last_hidden_state, padding
-        prefix = prefix.expand(len(ids))
+        prefix = prefix.expand(len(ids)).to(device=ids.device)
         kept = prefix.num_tokens
         # gist and input must be neighbours: relative biases count columns
         ids, padding = align_left(ids, padding)

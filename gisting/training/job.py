@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from gisting.data.collate import Collator, Limits, TrainingRows, encode_and
@@ -73,6 +73,8 @@ def run(
         in_order=config.in_order,
         callbacks=list(callbacks),
     )
+    if callbacks:  # they say what happens; the Trainer's printer would say it again
+        trainer.remove_callback(PrinterCallback)
     write_text(folder / "run.json", json.dumps(_run_file(config, args.seed), indent=2) + "\n")
     results: dict[str, float] = {}
     if args.do_train:

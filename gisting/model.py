@@ -174,7 +174,7 @@ class GistModel:
     @property
     def fingerprint(self) -> str:
         """Identifies the weights; gists carry it. Taken anew when the weights have changed."""
-        now = version(self.hf_model.parameters())
+        now = version(self.hf_model)
         if self._fingerprint is None or self._fingerprint[0] != now:
             self._fingerprint = (now, fingerprint(self.hf_model))
         return self._fingerprint[1]

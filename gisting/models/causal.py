@@ -191,10 +191,11 @@ class CausalAdapter(Adapter):
             cache.update(
                 prefix.tensors[f"layers.{i}.keys"], prefix.tensors[f"layers.{i}.values"], i
             )
-        placeholders = torch.full_like(prefix.mask, gist_id)
+        kept = prefix.mask
+        placeholders = torch.full_like(kept, gist_id)
         return (
             torch.cat([placeholders, ids], dim=1),
-            torch.cat([prefix.mask, padding], dim=1),
+            torch.cat([kept, padding], dim=1),
             cache,
         )
 

@@ -5,7 +5,6 @@ evenly spread, differ as soon as training has touched the tensor.
 """
 
 import hashlib
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +22,21 @@ def fingerprint(model: nn.Module) -> str:
     return sha.hexdigest()
 
 
-def version(parameters: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
-    """Changes whenever a parameter is replaced or written to: when to take the fingerprint anew."""
-    return tuple((p.data_ptr(), p._version) for p in parameters)
+def version(model: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Changes whenever a parameter is replaced or written to: when to take the fingerprint anew.
+
+    Asked for at every use of a gist, so it walks the modules itself: `parameters()` makes names and
+    looks for tied weights, which takes twice as long.
+    """
+    found: list[tuple[int, int]] = []
+    waiting: list[nn.Module | None] = [model]
+    while waiting:
+        module = waiting.pop()
+        if module is not None:
+            own = module._parameters.values()
+            found += [(p.data_ptr(), p._version) for p in own if p is not None]
+            waiting += module._modules.values()
+    return tuple(found)
 
 
 def _sample(tensor: Tensor) -> Tensor:

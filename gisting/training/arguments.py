@@ -6,7 +6,7 @@ Keys of the published configs that transformers has renamed since are translated
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,10 @@ RENAMED = {
     "no_cuda": "use_cpu",
 }
 DROPPED = ("include_inputs_for_metrics", "group_by_length", "overwrite_output_dir", "report_to")
+POSITIVE = (
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "generation_max_length", "num_train_epochs", "learning_rate", "logging_steps",
+)  # fmt: skip
 OURS = (
     "gist", "in_order", "overwrite_output_dir", "write_outputs", "evaluate_before_train",
     "do_benchmarking", "do_benchmarking_sanity_checks", "benchmarking_output_file",
@@ -103,7 +107,7 @@ def parse_config(raw: Mapping[str, Any]) -> TrainingConfig:
     gist = parse_gist(training.get("gist", {}))
     if training.get("do_benchmarking"):
         raise OptionError("training.do_benchmarking is not here yet; use python -m benchmarks")
-    known = {f.name for f in dataclasses.fields(Seq2SeqTrainingArguments)}
+    known = {f.name: f.default for f in dataclasses.fields(Seq2SeqTrainingArguments)}
     hf: dict[str, Any] = {}
     for key, value in training.items():
         name = RENAMED.get(key, key)
@@ -111,6 +115,7 @@ def parse_config(raw: Mapping[str, Any]) -> TrainingConfig:
             continue
         if name not in known:
             raise OptionError(f"unknown key training.{key}{_nearest(key, known)}")
+        _check_number(key, value, known[name])
         hf[name] = value
     if training.get("group_by_length"):
         hf["train_sampling_strategy"] = "group_by_length"
@@ -173,6 +178,16 @@ def _make(kind: Any, section: str, raw: Mapping[str, Any]) -> Any:
     return kind(**raw)
 
 
-def _nearest(key: str, known: set[str]) -> str:
+def _check_number(key: str, value: Any, default: Any) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, int | float) and not isinstance(default, bool) and not number:
+        raise OptionError(f"training.{key} must be a number, not {value!r}")
+    if key in POSITIVE and not (number and value > 0):
+        raise OptionError(f"training.{key} must be above 0, not {value!r}")
+    if key == "max_steps" and value < 1 and value != -1:
+        raise OptionError(f"training.max_steps must be at least 1, or -1 for epochs, not {value}")
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""

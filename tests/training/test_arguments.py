@@ -27,6 +27,10 @@ def test_any_argument_of_hugging_face_is_passed_through() -> None:
     ("raw", "part"),
     [
         ({"training": {"learning_rat": 1}}, "did you mean learning_rate"),
+        ({"training": {"max_steps": "abc"}}, "must be a number, not 'abc'"),
+        ({"training": {"max_steps": 0}}, "at least 1, or -1"),
+        ({"training": {"per_device_train_batch_size": -3}}, "above 0, not -3"),
+        ({"training": {"learning_rate": 0}}, "above 0, not 0"),
         ({"model": {"pretraine": False}}, "did you mean pretrained"),
         ({"data": {"tasks": {"famly": "reply"}}}, "data.tasks.famly"),
         ({"data": {"max_train_samples": 0}}, "at least 1, not 0"),

@@ -186,11 +186,10 @@ class CausalAdapter(Adapter):
         self, ids: Tensor, padding: Tensor, prefix: Prefix, gist_id: int
     ) -> tuple[Tensor, Tensor, DynamicCache]:
         prefix = prefix.expand(len(ids)).to(device=ids.device)
-        cache = DynamicCache(config=self.text_config)
-        for i in range(len(prefix.tensors) // 2):
-            cache.update(
-                prefix.tensors[f"layers.{i}.keys"], prefix.tensors[f"layers.{i}.values"], i
-            )
+        kinds = None if self.window is None else self.text_config  # reading them takes a while
+        names = [f"layers.{i}" for i in range(len(prefix.tensors) // 2)]
+        pairs = [(prefix.tensors[f"{n}.keys"], prefix.tensors[f"{n}.values"]) for n in names]
+        cache = DynamicCache(pairs, config=kinds)
         kept = prefix.mask
         placeholders = torch.full_like(kept, gist_id)
         return (

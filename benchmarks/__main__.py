@@ -72,6 +72,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     unknown = set(options.themes) - set(THEMES)
     if unknown:
         parser.error(f"unknown theme {', '.join(sorted(unknown))}; choose of {', '.join(THEMES)}")
+    if options.model and options.themes != ["command"]:
+        parser.error("--model is for `command` alone; the others measure a model of a fixed shape")
     return options
 
 

@@ -80,6 +80,15 @@ class Job:
         parts = [self.folder, text[:end], text[end:], str(self.new_tokens)]
         return [sys.executable, script, *parts, *(["cached"] if cached else [])]
 
+    def facts(self) -> dict[str, float]:
+        """The sizes of what is loaded, read and said."""
+        k = self.model.config.default_k
+        return {
+            "parameters": sum(p.numel() for p in self.model.hf_model.parameters()),
+            "prompt tokens": len(self.model.encoder.prompt(self.instruction, self.input, k)),
+            "new tokens": self.new_tokens,
+        }
+
     def check(self) -> dict[str, str]:
         """Assert that the processes say what the library says here.
 
@@ -126,6 +135,7 @@ def run(sizes: Mapping[str, Any], options: Options) -> Iterator[Case]:
                 Comparison("gisting compress", "bare script", 1.15),
                 Comparison("gisting compress", "bare script, full-prompt cache"),
             ],
+            facts={"each process": job.facts()},
             checks=checks,
         )
 

@@ -80,12 +80,16 @@ def to_json(
         "schema_version": SCHEMA_VERSION,
         "theme": theme,
         "seed": options.seed,
-        "config": {**asdict(options), **sizes, "shape": asdict(sizes["shape"])},
+        "config": asdict(options) | ({} if options.model else _plain(sizes)),
         "versions": versions(),
         "hardware": hardware(options.device),
         **context,
         "cases": [_case(case, options.seed) for case in cases],
     }
+
+
+def _plain(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    return {**sizes, "shape": asdict(sizes["shape"])}
 
 
 def _case(case: Case, seed: int) -> dict[str, Any]:

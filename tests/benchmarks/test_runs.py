@@ -147,6 +147,12 @@ def test_an_unknown_theme_is_refused(capsys: pytest.CaptureFixture[str]) -> None
     assert "unknown theme speed" in capsys.readouterr().err
 
 
+def test_a_model_is_for_the_command_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        program.main(["published", "--model", "embedded"])
+    assert "--model is for `command` alone" in capsys.readouterr().err
+
+
 def _with(request: Request, **changed: Any) -> Request:
     from dataclasses import replace
 

@@ -64,9 +64,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--model", help="folder of a gist model for `command`; default: a random one"
-    )
+    parser.add_argument("--model", help="for `command`: this gist model alone")
     parser.add_argument("--output", type=Path, help="folder for the results")
     options = parser.parse_args(arguments)
     unknown = set(options.themes) - set(THEMES)

@@ -3,7 +3,8 @@
 The bare script (`bare_script.py`) imports torch and transformers, loads the same folder and
 generates as many tokens from the whole prompt. Its other column first reads the instruction into a
 full-prompt cache, as `gisting compress` first compresses it. Same precision, same threads; cpu is
-that of the finished process. The model is a random one, or the folder that `--model` names.
+that of the finished process. The models are a random one and the embedded one, or the one that
+`--model` names.
 """
 
 import json
@@ -39,12 +40,14 @@ SIZES: Mapping[str, Any] = {
     "instruction_tokens": 64,
     "input_tokens": 16,
     "new_tokens": 32,
+    "models": ("random", "embedded"),
 }
 QUICK: Mapping[str, Any] = {
     "shape": TINY,
     "instruction_tokens": 16,
     "input_tokens": 8,
     "new_tokens": 4,
+    "models": ("random",),
 }
 ENGLISH = ("Translate the sentence into French.", "The weather is fine today.")
 
@@ -110,49 +113,54 @@ class Job:
 
 
 def run(sizes: Mapping[str, Any], options: Options) -> Iterator[Case]:
-    """One case."""
+    """One case a model."""
     if options.device != "cpu":
         raise SystemExit("command measures on the CPU only; leave --device out")
-    with tempfile.TemporaryDirectory() as folder:
-        job = make_job(sizes, options, folder)
-        checks = job.check()
-        commands = {
-            "bare script": job.bare(),
-            "bare script, full-prompt cache": job.bare(cached=True),
-            "gisting compress": job.gisting(),
-        }
-        samples = interleave(
-            {side: partial(spawn, command) for side, command in commands.items()},
-            rounds=options.rounds,
-            warmup=1,
-            seed=options.seed,
-        )
-        yield Case(
-            name=f"one process, {job.new_tokens} new tokens",
-            base="bare script",
-            samples=samples,
-            comparisons=[
-                Comparison("gisting compress", "bare script", 1.15),
-                Comparison("gisting compress", "bare script, full-prompt cache"),
-            ],
-            facts={"each process": job.facts()},
-            checks=checks,
-        )
+    for name in [options.model] if options.model else sizes["models"]:
+        with tempfile.TemporaryDirectory() as folder:
+            yield one(name, make_job(name, sizes, options.seed, folder), options)
 
 
-def make_job(sizes: Mapping[str, Any], options: Options, folder: str) -> Job:
-    """With the model that was asked for, or a random one saved in `folder`."""
+def one(name: str, job: Job, options: Options) -> Case:
+    """The three processes side by side."""
+    checks = job.check()
+    commands = {
+        "bare script": job.bare(),
+        "bare script, full-prompt cache": job.bare(cached=True),
+        "gisting compress": job.gisting(),
+    }
+    samples = interleave(
+        {side: partial(spawn, command) for side, command in commands.items()},
+        rounds=options.rounds,
+        warmup=1,
+        seed=options.seed,
+    )
+    return Case(
+        name=f"model {name}, {job.new_tokens} new tokens",
+        base="bare script",
+        samples=samples,
+        comparisons=[
+            Comparison("gisting compress", "bare script", 1.15),
+            Comparison("gisting compress", "bare script, full-prompt cache"),
+        ],
+        facts={"each process": job.facts()},
+        checks=checks,
+    )
+
+
+def make_job(name: str, sizes: Mapping[str, Any], seed: int, folder: str) -> Job:
+    """With the named model; "random" is made here and saved in `folder`."""
     new = sizes["new_tokens"]
-    if options.model is not None:
-        model = GistModel.from_pretrained(options.model)
+    if name != "random":
+        model = GistModel.from_pretrained(name)
         instruction, text = ENGLISH
         clock = StepClock()
         model.generate(text, model.compress(instruction), max_new_tokens=new, streamer=clock)
-        return Job(model, resolve(options.model), instruction, text, len(clock.wall) - 1)
-    model = make_model(sizes["shape"], seed=options.seed)
+        return Job(model, resolve(name), instruction, text, len(clock.wall) - 1)
+    model = make_model(sizes["shape"], seed=seed)
     model.save_pretrained(folder)
-    (instruction,) = make_instructions(model, [sizes["instruction_tokens"]], seed=options.seed)
-    (text,) = make_inputs(model, [sizes["input_tokens"]], seed=options.seed)
+    (instruction,) = make_instructions(model, [sizes["instruction_tokens"]], seed=seed)
+    (text,) = make_inputs(model, [sizes["input_tokens"]], seed=seed)
     return Job(model, folder, instruction, text, new)
 
 

@@ -24,6 +24,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
         SaveError: the folder cannot be made, or writing or renaming failed.
     """
     target = Path(path)
+    check_target(target)
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -43,6 +44,16 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
         if temporary is not None:
             temporary.unlink(missing_ok=True)
     return target
+
+
+def check_target(target: Path) -> None:
+    """Refuse to put a file where something else stands: a folder, a device (raises SaveError)."""
+    try:
+        taken = target.exists() and not target.is_file()
+    except OSError as error:
+        raise _save_error(target, error) from error
+    if taken:
+        raise SaveError(f"{target} is no ordinary file; choose another name")
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:

@@ -348,6 +348,9 @@ class GistModel:
             return self.config.default_k
         if k < 1:
             raise OptionError(f"num_gist_tokens must be at least 1, not {k}")
+        limit = self.adapter.max_positions
+        if limit is not None and k >= limit:
+            raise OptionError(f"{k} gist tokens are more than the {limit} this model can place")
         if trained and k not in trained and not allow_untrained:
             raise OptionError(
                 f"this model was trained for {', '.join(map(str, trained))} gist tokens, not {k}; "

@@ -8,6 +8,7 @@ import typer
 
 from gisting.cli.request import Request
 from gisting.errors import OptionError, PromptError, SaveError
+from gisting.files import check_target
 
 
 class Precision(StrEnum):
@@ -140,6 +141,12 @@ def compress(
     for path in (save, out):
         if path is not None and path.exists() and not force:
             raise SaveError(f"{path} exists already; choose another name, or --force to replace it")
+
+    if jsonl is not None and out is not None and jsonl.resolve() == out.resolve():
+        raise OptionError("--jsonl and --out name the same file; the prompts would be lost")
+    for path in (save, out):
+        if path is not None:
+            check_target(path)
 
     if jsonl is not None:
         from gisting.cli.many import answer_file

@@ -14,6 +14,15 @@ from gisting.errors import OptionError
 from gisting.prompts import Example
 
 
+def _ok(stage: object) -> bool:
+    match stage:
+        case [str(), int(difficulty), int(rows)]:
+            return difficulty >= 0 and rows >= 1
+        case (str(), int(difficulty), int(rows)):
+            return difficulty >= 0 and rows >= 1
+    return False
+
+
 @dataclass(frozen=True)
 class TaskConfig:
     """Which generated tasks (`gisting.data.tasks`), and how many.
@@ -25,6 +34,21 @@ class TaskConfig:
     stages: Sequence[tuple[str, int, int]] = (("mixed", 0, 20_000),)
     validation_rows: int = 400
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (
+            not isinstance(self.stages, Sequence)
+            or not self.stages
+            or not all(map(_ok, self.stages))
+        ):
+            raise OptionError(
+                "data.tasks.stages must be a list of [family, difficulty, rows], "
+                f"not {self.stages!r}"
+            )
+        for name in ("validation_rows", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < (name == "validation_rows"):
+                raise OptionError(f"data.tasks.{name} must be a whole number, not {value!r}")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Knows nothing about gists beyond the hash of an instruction.
 Shapes: B batch, S sequence.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -78,11 +79,25 @@ def cut_at(answer: str, stops: Sequence[str]) -> str:
     return answer[: min(places)].strip() if places else answer.strip()
 
 
+_SEEDING = threading.RLock()
+
+
 @contextmanager
 def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Seed torch inside a `with`, and put the caller's random state back; None changes nothing."""
+    """Seed torch inside a `with`, and put the caller's random state back; None changes nothing.
+
+    torch samples from one generator for the whole process: seeded calls wait for each other, and
+    whoever draws random numbers in another thread meanwhile disturbs them.
+
+    Raises:
+        OptionError: the seed is not between 0 and 2**63 - 1.
+    """
+    if seed is None:
+        yield
+        return
+    if not 0 <= seed < 2**63:
+        raise OptionError(f"seed must be between 0 and 2**63 - 1, not {seed}")
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices, enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with _SEEDING, torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
         yield

@@ -15,7 +15,7 @@ import torch
 from transformers import Seq2SeqTrainingArguments
 
 from gisting.data.sets import DataConfig, TaskConfig
-from gisting.errors import OptionError
+from gisting.errors import GistingError, OptionError
 from gisting.masks import CONDITIONS
 
 RENAMED = {
@@ -101,8 +101,17 @@ def parse_config(raw: Mapping[str, Any]) -> TrainingConfig:
     """Check a nested mapping, as the YAML files give it, and make it a `TrainingConfig`.
 
     Raises:
-        OptionError: an unknown key (with the nearest known one), a condition or k that is none.
+        OptionError: an unknown key (with the nearest known one), a value that means nothing.
     """
+    try:
+        return _parse(raw)
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        if isinstance(error, GistingError):
+            raise
+        raise OptionError(f"the configuration has a value of the wrong kind: {error}") from error
+
+
+def _parse(raw: Mapping[str, Any]) -> TrainingConfig:
     training = {**raw.get("training", {})}
     gist = parse_gist(training.get("gist", {}))
     if training.get("do_benchmarking"):
@@ -124,7 +133,7 @@ def parse_config(raw: Mapping[str, Any]) -> TrainingConfig:
         data["tasks"] = _make(TaskConfig, "data.tasks", data["tasks"] or {})
     limits = {key: data.pop(key, None) for key in ("max_train_samples", "max_eval_samples")}
     for key, value in limits.items():
-        if value is not None and value < 1:
+        if value is not None and (not isinstance(value, int) or value < 1):
             raise OptionError(f"data.{key} must be at least 1, not {value}")
     wandb = raw.get("wandb", {})
     return TrainingConfig(
@@ -163,9 +172,11 @@ def parse_gist(raw: Mapping[str, Any]) -> GistArguments:
             )
         if weight <= 0:
             raise OptionError(f"the weight of condition {name!r} must be above 0, not {weight}")
+    if not weights:
+        raise OptionError("training.gist.condition names no condition; give gist")
     number = raw.get("num_gist_tokens", 1)
     ks = (number,) if isinstance(number, int) else tuple(number)
-    if not ks or not all(isinstance(k, int) and k >= 1 for k in ks):
+    if isinstance(number, bool) or not ks or not all(type(k) is int and k >= 1 for k in ks):
         raise OptionError(f"training.gist.num_gist_tokens must be at least 1, not {number}")
     return GistArguments(weights, ks)
 
@@ -184,6 +195,8 @@ def _check_number(key: str, value: Any, default: Any) -> None:
         raise OptionError(f"training.{key} must be a number, not {value!r}")
     if key in POSITIVE and not (number and value > 0):
         raise OptionError(f"training.{key} must be above 0, not {value!r}")
+    if key == "seed" and value < 0:
+        raise OptionError(f"training.seed must be at least 0, not {value}")
     if key == "max_steps" and value < 1 and value != -1:
         raise OptionError(f"training.max_steps must be at least 1, or -1 for epochs, not {value}")
 

@@ -15,11 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from gisting.data.collate import Collator, Limits, TrainingRows, encode_and
-from gisting.errors import DataError
+from gisting.errors import DataError, OptionError
 from gisting.files import write_text
 from gisting.model import GistModel
 from gisting.prompts import Example
@@ -29,6 +29,7 @@ from gisting.training.trainer import Evaluate, GistTrainer
 
 MakeEvaluate = Callable[[Mapping[str, Sequence[Example]], TrainingConfig, Path], Evaluate]
 SCHEMA_VERSION = 1
+METRICS = ("loss", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "gen_len")
 log = logging.getLogger(__name__)
 
 
@@ -56,6 +57,7 @@ def run(
     train, splits = read_splits(config)
     if args.do_train and not train:
         raise DataError("there are no rows to train on; give data.train_file or another data set")
+    check_best_metric(args, splits)
     model = start_model(config, args.seed)
     model.config = dataclasses.replace(
         model.config,
@@ -94,6 +96,20 @@ def run(
         trainer.save_metrics("eval", scores)
         results |= scores
     return results
+
+
+def check_best_metric(args: Seq2SeqTrainingArguments, splits: Mapping[str, object]) -> None:
+    """Raise OptionError where the best checkpoint is to be chosen by a score nobody computes."""
+    if not args.load_best_model_at_end:
+        return
+    short = [split.removeprefix("validation_") for split in splits]
+    known = [f"{split}_{name}" for split in short for name in METRICS]
+    name = (args.metric_for_best_model or "").removeprefix("eval_")
+    if name not in known:
+        raise OptionError(
+            f"training.metric_for_best_model={name!r} is not computed; choose one of "
+            f"{', '.join(known)}, or training.load_best_model_at_end=false"
+        )
 
 
 def make_collator(model: GistModel, config: TrainingConfig, seed: int) -> Collator:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 from gisting.data import tasks
 from gisting.data.sets import read_data
 from gisting.data.tokenizer import train_tokenizer
-from gisting.errors import OptionError
+from gisting.errors import GistingError, OptionError, SaveError
 from gisting.model import GistModel
 from gisting.models import loading
 from gisting.models.families import adapter_class
@@ -53,8 +53,10 @@ def start_model(config: TrainingConfig, seed: int) -> GistModel:
         model = loading.auto_class(model_config).from_config(
             model_config, dtype=loading.parse_dtype(args.dtype)
         )
-    except (ValueError, TypeError, KeyError) as error:
-        raise OptionError(f"model.config: {str(error).splitlines()[0]}") from error
+    except GistingError:
+        raise
+    except Exception as error:  # configs check themselves, each family with errors of its own
+        raise OptionError(f"model.config: {' '.join(str(error).split())[:300]}") from error
     model.generation_config = GenerationConfig.from_model_config(model_config)
     return begin(model, tokenizer)
 
@@ -88,5 +90,10 @@ def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
 def output_folder(config: TrainingConfig) -> Path:
     """Where the run writes: `training.output_dir`, made when missing."""
     folder = Path(str(config.hf.get("output_dir") or f"exp/{config.group}/{config.name}"))
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SaveError(
+            f"training.output_dir: cannot make {folder}: {error.strerror}; choose another folder"
+        ) from error
     return folder

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from gisting.errors import DataError, ModelNotFoundError
+from gisting.errors import DataError, ModelNotFoundError, OptionError, SaveError
 from gisting.evaluation.answers import AnswerOptions
 from gisting.evaluation.splits import SplitEvaluator
 from gisting.model import GistModel
@@ -145,3 +145,21 @@ def test_a_base_model_that_is_not_there(tmp_path: Path) -> None:
     }
     with pytest.raises(ModelNotFoundError, match="none"):
         run(parse_config(raw), make_evaluate)
+
+
+def test_a_score_that_nobody_computes_is_refused_before_training(tmp_path: Path) -> None:
+    bogus = config(
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="bogus",
+    )
+    with pytest.raises(OptionError, match="choose one of seen_loss"):
+        run(bogus, make_evaluate)
+
+
+def test_an_output_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SaveError, match="choose another folder"):
+        run(config(tmp_path / "file"), make_evaluate)

@@ -20,11 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from gisting.errors import (
-    NotAGistModelError,
-    OptionError,
-    PromptError,
-)
+from gisting.errors import NotAGistModelError, OptionError, PromptError
 from gisting.files import write_folder, write_text
 from gisting.gist import Gist, Prefix
 from gisting.models import loading

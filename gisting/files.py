@@ -53,7 +53,7 @@ def check_target(target: Path) -> None:
     except OSError as error:
         raise _save_error(target, error) from error
     if taken:
-        raise SaveError(f"{target} is no ordinary file; choose another name")
+        raise SaveError(f"could not write {target}: it is no ordinary file; choose another name")
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:

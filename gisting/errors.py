@@ -12,6 +12,11 @@
     │   ├── GistFileError          a gist file: missing, truncated, changed, another version
     │   └── GistMismatchError      a gist made by another model, or gists that cannot be stacked
     ├── MaskError           gist tokens of a row that are not one contiguous span
+    ├── TrainingError       a run that cannot go on: the loss is no number, memory ran out
+    ├── JudgeError          a judge's endpoint: not there, refuses the key, leaves pairs unjudged
+    ├── ServerError
+    │   ├── BusyError              more waits than may; says when to ask again
+    │   └── UnavailableError       the engine stopped, or is stopping
     ├── SaveError           writing failed (disk full, no permission); nothing half-written is left
     └── MissingExtraError   an optional dependency; the message is the pip command
 
@@ -68,6 +73,37 @@ class MaskError(GistingError, ValueError):
     """The gist tokens of a row do not form one contiguous span."""
 
 
+class TrainingError(GistingError, RuntimeError):
+    """A training run cannot go on; its last whole checkpoint is kept."""
+
+
+class JudgeError(GistingError, RuntimeError):
+    """An endpoint cannot be used as a judge; what it judged is kept."""
+
+
+class ServerError(GistingError, RuntimeError):
+    """A request cannot be answered now, though nothing is wrong with it."""
+
+
+class BusyError(ServerError):
+    """More is waiting than may.
+
+    Attributes:
+        retry_after: seconds after which to ask again.
+    """
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[type["BusyError"], tuple[str, float]]:
+        return type(self), (str(self), self.retry_after)
+
+
+class UnavailableError(ServerError):
+    """Nobody is there to answer."""
+
+
 class SaveError(GistingError, OSError):
     """A file could not be written; what was there before is untouched."""
 
@@ -81,3 +117,7 @@ class MissingExtraError(GistingError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed: pip install 'gisting[{extra}]'")
+        self._needed = (package, extra)
+
+    def __reduce__(self) -> tuple[type["MissingExtraError"], tuple[str, str]]:
+        return type(self), self._needed

@@ -12,7 +12,6 @@ Shapes: B batch, K tokens kept (the longest row), H heads, D head size, N layers
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,24 +19,28 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from gisting.errors import GistFileError, GistMismatchError
 from gisting.files import write_bytes
+from gisting.gistfile import GistFile, damaged, pack
 
 FORMAT_VERSION = 1
-BLANK = b"0" * 64
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where one row comes from: SHA-256 of the instruction's text, and P, its tokens."""
+    """Where one row comes from, and what is known of its quality.
+
+    Attributes:
+        instruction_sha256: of the instruction's text.
+        instruction_tokens: P.
+        fidelity: what `gisting.fidelity` measured, as JSON; None: nobody has.
+    """
 
     instruction_sha256: str
     instruction_tokens: int
+    fidelity: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,21 +192,24 @@ class Gist(Prefix):
     the template, lengths, provenance, and the SHA-256 of the whole file with that digest blanked.
     """
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one safetensors file, whole or not at all (raises SaveError)."""
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
-        header = {
+    def to_bytes(self, *, entry: Mapping[str, Any] | None = None) -> bytes:
+        """The bytes of its file. `entry` is kept in the header: what a store knows of the gist."""
+        header = self.header()
+        return pack(header if entry is None else {**header, "entry": entry}, self.tensors)
+
+    def header(self) -> dict[str, Any]:
+        """What its file says of it, beside the digest; values of JSON."""
+        return {
             "format_version": FORMAT_VERSION,
             "model": self.model,
             "template": self.template,
             "lengths": list(self.lengths),
-            "provenance": [asdict(p) for p in self.provenance],
-            "digest": BLANK.decode(),
+            "provenance": [_row(p) for p in self.provenance],
         }
-        blank = to_bytes(tensors, metadata={"gist": json.dumps(header, sort_keys=True)})
-        digest = hashlib.sha256(blank).hexdigest()
-        # the digest stands before anything else that could read like a blank one
-        return write_bytes(path, blank.replace(BLANK, digest.encode(), 1))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one safetensors file, whole or not at all (raises SaveError)."""
+        return write_bytes(path, self.to_bytes())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> "Gist":
@@ -213,29 +219,41 @@ class Gist(Prefix):
             GistFileError: no such file, not a gist, another format version, truncated, or changed
                 since it was written.
         """
-        if not Path(path).is_file():
-            raise GistFileError(f"no gist file at {path}; make one with gisting compress --save")
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                header = _check_header(path, (file.metadata() or {}).get("gist"))
-                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-                _check_shapes(path, shapes, header["lengths"])
-                tensors = {name: file.get_tensor(name) for name in shapes}
-        except (SafetensorError, OSError) as error:
-            raise _damaged(path, str(error)) from error
-        if any(t.dtype not in DTYPES for t in tensors.values()):
-            raise _damaged(path, "tensors that are not floating point")
-        digest = header["digest"]
-        blank = Path(path).read_bytes().replace(digest.encode(), BLANK, 1)
-        if digest != hashlib.sha256(blank).hexdigest():
-            raise _damaged(path, "its digest does not match its contents")
+        gist = cls.from_file(GistFile.open(path))
+        return replace(gist, tensors={n: t.clone().to(device) for n, t in gist.tensors.items()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> "Gist":
+        """Read what `to_bytes` gave; `name` is for messages (raises GistFileError)."""
+        return cls.from_file(GistFile.of(data, name))
+
+    @classmethod
+    def from_file(cls, file: GistFile) -> "Gist":
+        """Check an open file, its digest last, and look at its tensors where they are.
+
+        Raises:
+            GistFileError: not a gist, another format version, or changed since it was written.
+        """
+        header = check_front(file)
+        file.check_digest()
         return cls(
-            tensors={name: t.to(device) for name, t in tensors.items()},
+            tensors=file.tensors(),
             lengths=tuple(header["lengths"]),
             provenance=tuple(Provenance(**row) for row in header["provenance"]),
             model=header["model"],
             template=header["template"],
         )
+
+
+def check_front(file: GistFile) -> Mapping[str, Any]:
+    """The header of an open file, if it is a gist's and its shapes fit; the digest is not checked.
+
+    Raises:
+        GistFileError: it is not, or of another format version.
+    """
+    header = _check_header(file.path, file.header)
+    _check_shapes(file.path, {n: place[1] for n, place in file.places.items()}, header["lengths"])
+    return header
 
 
 def instruction_hash(instruction: str) -> str:
@@ -248,23 +266,19 @@ def _pad_left(tensor: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(tensor, (0, 0, missing, 0)) if missing else tensor
 
 
-def _check_header(path: str | os.PathLike[str], text: str | None) -> dict[str, Any]:
-    if text is None:
-        raise GistFileError(f"{path} is not a gist file; make one with gisting compress --save")
-    try:
-        header = json.loads(text)
-        version = header["format_version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damaged(path, "its header cannot be read") from error
+def _check_header(path: str, header: Mapping[str, Any]) -> Mapping[str, Any]:
+    version = header.get("format_version")
+    if version is None:
+        raise damaged(path, "its header lacks fields")
     if version != FORMAT_VERSION:
         raise GistFileError(
-            f"{path} has gist format version {version}, this gisting reads {FORMAT_VERSION}; "
-            "compress the instruction again or install a gisting that reads it"
+            f"{path} has gist format version {str(version)[:20]}, this gisting reads "
+            f"{FORMAT_VERSION}; compress the instruction again or install a gisting that reads it"
         )
     return _check_fields(path, header)
 
 
-def _check_fields(path: str | os.PathLike[str], header: Any) -> dict[str, Any]:
+def _check_fields(path: str, header: Mapping[str, Any]) -> Mapping[str, Any]:
     fields = {"format_version", "model", "template", "lengths", "provenance", "digest"}
     match header:
         case {
@@ -274,30 +288,32 @@ def _check_fields(path: str | os.PathLike[str], header: Any) -> dict[str, Any]:
             "lengths": list(n),
             "provenance": list(rows),
         } if (
-            header.keys() == fields
+            header.keys() - {"entry"} == fields
             and digest.isascii()
             and n
             and all(type(x) is int and x > 0 for x in n)
             and len(rows) == len(n)
-            and all(
-                isinstance(r, dict) and r.keys() == {"instruction_sha256", "instruction_tokens"}
-                for r in rows
-            )
+            and all(_is_row(row) for row in rows)
         ):
-            return dict(header)
-    raise _damaged(path, "its header lacks fields")
+            return header
+    raise damaged(path, "its header lacks fields")
 
 
-def _check_shapes(
-    path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]], lengths: object
-) -> None:
-    assert isinstance(lengths, list)
+def _row(provenance: Provenance) -> dict[str, Any]:
+    # without a fidelity that nobody measured: such files are what they were before there was one
+    return {name: value for name, value in asdict(provenance).items() if value is not None}
+
+
+def _is_row(row: object) -> bool:
+    match row:
+        case {"instruction_sha256": str(), "instruction_tokens": int(), **rest}:
+            return not rest or (rest.keys() == {"fidelity"} and isinstance(rest["fidelity"], dict))
+    return False
+
+
+def _check_shapes(path: str, shapes: Mapping[str, tuple[int, ...]], lengths: list[int]) -> None:
     for name, shape in shapes.items():
         if len(shape) < 3 or shape[0] != len(lengths) or shape[-2] != max(lengths):
-            raise _damaged(path, f"tensor {name!r} has shape {shape}")
+            raise damaged(path, f"tensor {name!r} has shape {shape}")
     if not shapes:
-        raise _damaged(path, "it holds no tensors")
-
-
-def _damaged(path: str | os.PathLike[str], why: str) -> GistFileError:
-    return GistFileError(f"{path} is damaged ({why}); compress the instruction again")
+        raise damaged(path, "it holds no tensors")

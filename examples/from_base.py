@@ -15,17 +15,18 @@ def main() -> None:
     batch = collate([rows[0]])
     optimizer = torch.optim.AdamW(model.hf_model.parameters(), lr=1e-3)
     for step in range(5):
-        output = model.adapter.forward(
+        predicted = model.adapter.labelled(
             batch["input_ids"],
             batch["attention_mask"],
-            labels=batch["labels"],
+            batch["labels"],
             gist_id=model.gist_id,
             condition=batch["conditions"],
         )
-        output["loss"].backward()
+        loss = predicted.cross_entropy().mean()
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        print(f"step {step}: loss {output['loss'].item():.3f}")
+        print(f"step {step}: loss {loss.item():.3f}")
 
 
 if __name__ == "__main__":

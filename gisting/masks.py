@@ -9,10 +9,14 @@ A condition only changes the labels; the rule that reads them is one line, `atte
 For a decoder it is ANDed with causality by the model, for an encoder it stands alone. Padding is
 not a segment: it is masked by the usual 2-D attention mask. Knows nothing about models.
 
+A packed row holds several documents, one after the other. `documents` numbers them, -1 at padding;
+segments start anew in each, and a token never sees another document. Without it a row is one
+document.
+
 Shapes: B batch, S sequence, Q queries, V keys (columns).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -27,24 +31,40 @@ MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(batch, head, query, key) indices -> bool: may this query see this key? (torch's `mask_mod`)"""
 
 
-def segments(ids: Tensor, gist_id: int) -> Tensor:
-    """Label each token 0 (before the gist), 1 (gist) or 2 (after); a row without a gist is all 2.
+def segments(ids: Tensor, gist_id: int, documents: Tensor | None = None) -> Tensor:
+    """Label each token 0 (before the gist), 1 (gist) or 2 (after); all 2 where there is no gist.
 
     Args:
         ids: [B, S] token ids.
         gist_id: the id of `<GIST>`.
+        documents: [B, S] number of each token's document, in packed rows.
 
     Returns:
         [B, S] int64 labels.
 
     Raises:
-        MaskError: the gist tokens of a row are not one contiguous span.
+        MaskError: the gist tokens of a row (or document) are not one contiguous span.
     """
     is_gist = ids == gist_id
-    _check_spans(is_gist)
+    starts = document_starts(torch.zeros_like(ids) if documents is None else documents)
+    _check_spans(is_gist, starts)
     seen = is_gist.cumsum(-1)
-    total = seen[:, -1:]
-    return torch.where(is_gist, GIST, torch.where((seen == 0) & (total > 0), BEFORE, AFTER))
+    before = _from_start(seen - is_gist.long(), starts)  # gist tokens of earlier documents
+    total = _from_end(seen, starts) - before
+    return torch.where(is_gist, GIST, torch.where((seen == before) & (total > 0), BEFORE, AFTER))
+
+
+def document_starts(documents: Tensor) -> Tensor:
+    """True at the first token of each document; documents [B, S]."""
+    starts = documents != documents.roll(1, dims=-1)
+    starts[:, 0] = True
+    return starts
+
+
+def positions(documents: Tensor) -> Tensor:
+    """Positions [B, S] counted from the start of each document."""
+    index = torch.arange(documents.shape[-1], device=documents.device).expand(documents.shape)
+    return index - _from_start(index, document_starts(documents))
 
 
 def gist(labels: Tensor) -> Tensor:
@@ -94,19 +114,35 @@ CONDITIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 )
 
 
-def relabel(labels: Tensor, condition: str) -> Tensor:
-    """Apply the condition called `condition` to labels [B, S] (raises OptionError)."""
-    try:
-        return CONDITIONS[condition](labels)
-    except KeyError:
-        known = ", ".join(CONDITIONS)
-        raise OptionError(f"unknown condition {condition!r}; choose one of {known}") from None
+def relabel(
+    labels: Tensor, condition: str | Sequence[str], documents: Tensor | None = None
+) -> Tensor:
+    """Apply a condition to labels [B, S].
+
+    Args:
+        labels: segments.
+        condition: one for all, or one for each row (for each document, where `documents` is given).
+        documents: [B, S] number of each token's document, in packed rows.
+
+    Raises:
+        OptionError: no condition has that name.
+    """
+    if isinstance(condition, str):
+        return _condition(condition)(labels)
+    if documents is None:
+        documents = torch.arange(len(labels), device=labels.device)[:, None].expand(labels.shape)
+    result = labels
+    for name in dict.fromkeys(condition):
+        has = torch.tensor([one == name for one in condition], device=labels.device)
+        result = torch.where(has[documents.clamp(min=0)], _condition(name)(labels), result)
+    return result
 
 
-def attends(labels: Tensor) -> MaskFunction:
+def attends(labels: Tensor, documents: Tensor | None = None) -> MaskFunction:
     """The predicate over (batch, head, query, key) that relabelled segments [B, S] stand for.
 
-    Indices past S count as "after": they are tokens that were generated since.
+    Indices past S count as "after": they are tokens that were generated since. With `documents` a
+    token sees its own document only.
     """
     last = labels.shape[-1] - 1
 
@@ -116,6 +152,15 @@ def attends(labels: Tensor) -> MaskFunction:
     def mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         rows, columns = label(batch, query), label(batch, key)
         return torch.where(rows == AFTER, columns >= GIST, columns <= GIST)
+
+    return mask if documents is None else both(mask, same_document(documents, documents))
+
+
+def same_document(queries: Tensor, keys: Tensor) -> MaskFunction:
+    """A token sees tokens of its own document only; numbers [B, Q] and [B, V]."""
+
+    def mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return queries[batch, query] == keys[batch, key]
 
     return mask
 
@@ -177,14 +222,36 @@ def draw(mask: Tensor) -> str:
     return "\n".join(" ".join("1" if cell else "." for cell in row) for row in mask.tolist())
 
 
-def _check_spans(is_gist: Tensor) -> None:
-    starts = is_gist & ~is_gist.roll(1, dims=-1)
-    starts[:, 0] = is_gist[:, 0]
-    broken = (starts.sum(-1) > 1).nonzero()
+def _condition(name: str) -> Callable[[Tensor], Tensor]:
+    try:
+        return CONDITIONS[name]
+    except KeyError:
+        known = ", ".join(CONDITIONS)
+        raise OptionError(f"unknown condition {name!r}; choose one of {known}") from None
+
+
+def _from_start(rising: Tensor, starts: Tensor) -> Tensor:
+    # the value at the start of each document, for all its tokens; `rising` never falls along a row
+    return torch.where(starts, rising, 0).cummax(-1).values
+
+
+def _from_end(rising: Tensor, starts: Tensor) -> Tensor:
+    ends = starts.roll(-1, dims=-1)
+    ends[:, -1] = True
+    highest = rising[:, -1:]
+    return torch.where(ends, rising, highest).flip(-1).cummin(-1).values.flip(-1)
+
+
+def _check_spans(is_gist: Tensor, starts: Tensor) -> None:
+    begins = is_gist & (starts | ~is_gist.roll(1, dims=-1))
+    number = starts.long().cumsum(-1) - 1  # of the document within its row
+    spans = torch.zeros_like(number).scatter_add_(-1, number, begins.long())
+    broken = (spans > 1).nonzero()
     if len(broken):
-        row = int(broken[0])
-        places = is_gist[row].nonzero().flatten().tolist()
+        row, document = broken[0].tolist()
+        places = (is_gist[row] & (number[row] == document)).nonzero().flatten().tolist()
+        where = f"row {row}" if bool(number.max() == 0) else f"row {row}, document {document}"
         raise MaskError(
-            f"row {row}: gist tokens at positions {places} are not one contiguous span; "
+            f"{where}: gist tokens at positions {places} are not one contiguous span; "
             "a row may hold one span only"
         )

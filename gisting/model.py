@@ -42,6 +42,8 @@ from gisting.models.inputs import (
 )
 from gisting.models.streaming import stream_text
 from gisting.prompts import GIST_TOKEN, PromptEncoder, make_template
+from gisting.weights.automatic import whole_model
+from gisting.weights.released import released_config
 
 
 class GistModel:
@@ -88,31 +90,27 @@ class GistModel:
             dtype: float32 | bfloat16 | float16 (or fp32 | bf16 | fp16).
             device: cpu | cuda | mps.
             cache_dir: where downloads are kept.
-            weight_diff_base: the base model, where the checkpoint is a published weight diff.
+            weight_diff_base: the base model, where the checkpoint is a weight diff; their sum is
+                kept beside the downloads.
 
         Raises:
-            OptionError: unknown precision or device.
+            OptionError: unknown precision or device; a weight diff without its base.
             ModelNotFoundError: nothing there, or it cannot be read.
             NotAGistModelError: a plain model; `from_base` makes one of it.
             UnsupportedModelError: a family for which gists are not exact.
         """
         parsed, place = loading.parse_dtype(dtype), check_device(device)
         path = loading.resolve(os.fspath(path_or_hub_id))
+        path = whole_model(path, weight_diff_base, cache_dir=cache_dir)
         model_config = loading.load_config(path, cache_dir=cache_dir)
         tokenizer = loading.load_tokenizer(path, cache_dir=cache_dir)
-        config = loading.load_gist_config(path, cache_dir=cache_dir)
+        config = loading.load_gist_config(path, cache_dir=cache_dir) or released_config(path)
         if GIST_TOKEN not in tokenizer.get_vocab():
             raise NotAGistModelError(
                 f"{path} is not a gist model: its tokenizer has no {GIST_TOKEN}; train it first "
                 "(gisting train), or start from it with GistModel.from_base"
             )
         hf_model = loading.load_model(path, model_config, dtype=parsed, cache_dir=cache_dir)
-        if weight_diff_base is not None:
-            base_config = loading.load_config(weight_diff_base, cache_dir=cache_dir)
-            base = loading.load_model(
-                weight_diff_base, base_config, dtype=parsed, cache_dir=cache_dir
-            )
-            loading.add_weights(hf_model, base)
         move(hf_model, place)
         if config is None:
             config = GistConfig(template=adapter_for(hf_model).default_template)
@@ -136,7 +134,6 @@ class GistModel:
             path_or_model: a folder, a hub id, or a loaded model (then `tokenizer` is needed).
             num_gist_tokens: k, or all the k it is going to be trained for.
             template: "decoder", "encoder-decoder" or "chat"; default: the family's published one.
-
         Raises: as `from_pretrained`.
         """
         ks = (num_gist_tokens,) if isinstance(num_gist_tokens, int) else tuple(num_gist_tokens)
@@ -174,6 +171,10 @@ class GistModel:
         if self._fingerprint is None or self._fingerprint[0] != now:
             self._fingerprint = (now, fingerprint(self.hf_model))
         return self._fingerprint[1]
+
+    def weights_changed(self) -> None:
+        """Have the fingerprint taken anew: fused optimizers change weights without a trace."""
+        self._fingerprint = None
 
     def compress(
         self,

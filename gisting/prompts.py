@@ -29,6 +29,18 @@ class Example:
     source: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side says in a conversation. `role` is "user" or "assistant"."""
+
+    role: str
+    text: str
+
+
+Input = str | Sequence[Turn]
+"""What follows the instruction: one text, or turns that begin and end with the user's."""
+
+
 class Template(Protocol):
     """How a prompt reads."""
 
@@ -42,7 +54,7 @@ class Template(Protocol):
         """Whether the tokenizer adds its own first and last tokens."""
         ...
 
-    def render(self, instruction: str, input: str, gist: str) -> str:
+    def render(self, instruction: str, input: Input, gist: str) -> str:
         """The prompt's text, with `gist` where the gist tokens go."""
         ...
 
@@ -53,15 +65,24 @@ class InstructionTemplate:
 
     >>> InstructionTemplate("\\nOutput:").render("Greet.", "Ann", "<GIST>")
     'Instruction: Greet.\\n<GIST>\\nInput: Ann\\nOutput:'
+
+    It was published for one input and one output; earlier turns of a conversation stand before the
+    input in the same form, as examples would.
     """
 
     closing: str
     separator: str = " "
     add_special_tokens: bool = True
 
-    def render(self, instruction: str, input: str, gist: str) -> str:
+    def render(self, instruction: str, input: Input, gist: str) -> str:
         """The prompt's text; the line of an empty input is left out."""
-        middle = f"\nInput: {input}" if input else ""
+        turns = [Turn("user", input)] if isinstance(input, str) else input
+        lines = (
+            f"\n{'Input' if turn.role == 'user' else 'Output'}: {turn.text}"
+            for turn in turns
+            if turn.text
+        )
+        middle = "".join(lines)
         return f"Instruction: {instruction}\n{gist}{middle}{self.closing}"
 
 
@@ -73,19 +94,21 @@ class ChatTemplate:
     separator: str = ""
     add_special_tokens: bool = False
 
-    def render(self, instruction: str, input: str, gist: str) -> str:
+    def render(self, instruction: str, input: Input, gist: str) -> str:
         """The conversation's text up to where the assistant speaks (raises PromptError)."""
+        turns = [Turn("user", input)] if isinstance(input, str) else input
         messages = [
             {"role": "system", "content": instruction + gist},
-            {"role": "user", "content": input},
+            *({"role": turn.role, "content": turn.text} for turn in turns),
         ]
         try:
             text = self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
             )
         except Exception as error:  # jinja raises what the template's author chose
+            what = "a system prompt" if len(turns) == 1 else "this conversation"
             raise PromptError(
-                f"the chat template refuses a system prompt ({error}); use template='decoder'"
+                f"the chat template refuses {what} ({error}); use template='decoder'"
             ) from error
         if str(text).count(gist) != 1:
             raise PromptError(
@@ -171,7 +194,7 @@ class PromptEncoder:
         ids = self._encode(text[: start + len(gist)])
         return ids[: self._end_of_span(ids, num_gist_tokens)]
 
-    def input(self, input: str) -> list[int]:
+    def input(self, input: Input) -> list[int]:
         """Ids that follow the gist span: what is read on top of a gist. Length L.
 
         A gist token stands in front while encoding, and is cut off again, so that the first word
@@ -180,12 +203,13 @@ class PromptEncoder:
         Raises:
             PromptError: the input holds `<GIST>`.
         """
-        check_text("input", input)
+        for text in [input] if isinstance(input, str) else [turn.text for turn in input]:
+            check_text("input", text)
         text = self.template.render("-", input, GIST_TOKEN)
         ids = self._encode(text[text.index(GIST_TOKEN) :])
         return ids[self._end_of_span(ids, 1) :]
 
-    def prompt(self, instruction: str, input: str, num_gist_tokens: int) -> list[int]:
+    def prompt(self, instruction: str, input: Input, num_gist_tokens: int) -> list[int]:
         """Ids of the whole prompt. Length P + K + L.
 
         Raises:
@@ -197,15 +221,20 @@ class PromptEncoder:
             raise PromptError(self._joined(instruction))
         return ids
 
-    def examples(self, examples: Sequence[Example]) -> list[EncodedExample | None]:
+    def examples(
+        self, examples: Sequence[Example], *, first: int = 0
+    ) -> list[EncodedExample | None]:
         """Ids of training rows; None where an output's first id merges with its prompt.
 
         None is what the published collator drops as well (an empty output, for instance).
 
+        Args:
+            first: the number of the first row, for messages.
+
         Raises:
             PromptError: as `prompt`, or an output holds `<GIST>`; the message names the row.
         """
-        for number, row in enumerate(examples):
+        for number, row in enumerate(examples, first):
             check_example(row, number)
         render = self.template.render
         texts = [render(row.instruction, row.input, GIST_TOKEN) for row in examples]
@@ -223,13 +252,14 @@ class PromptEncoder:
             ]
         )
         encoded: list[EncodedExample | None] = []
-        for number, (first, second, whole, output) in enumerate(
-            zip(firsts, seconds, wholes, outputs, strict=True)
+        for row, before, second, whole, output in zip(
+            examples, firsts, seconds, wholes, outputs, strict=True
         ):
-            instruction = first[: self._end_of_span(first, 1) - 1]
+            instruction = before[: self._end_of_span(before, 1) - 1]
             after = second[self._end_of_span(second, 1) :]
             if whole != [*instruction, self.gist_id, *after]:
-                raise PromptError(f"row {number}: {self._joined(examples[number].instruction)}")
+                number = first + len(encoded)
+                raise PromptError(f"row {number}: {self._joined(row.instruction)}")
             start = 0 if closed else len(whole)
             if output[:start] != whole[:start] or len(output) == start:
                 encoded.append(None)

@@ -24,7 +24,6 @@ def published_outputs(path: Path) -> tuple[list[str], list[str]]:
     [
         ("FLAN-T5-gist-1", 16000, {"rouge1": 25.02, "rouge2": 8.94, "rougeL": 21.69}),
         ("FLAN-T5-neg_control-1", 16000, {"rougeL": 12.36}),
-        ("LLaMA-gist-1", 3000, {"rougeL": 23.91}),
     ],
 )
 def test_published_outputs_get_their_measured_scores(

@@ -3,20 +3,44 @@
 An adapter is all of a family's knowledge about gists. It wraps a transformers model without
 changing it; everything else in the package speaks to adapters only.
 
-Shapes: B batch, S sequence, P instruction, K gist tokens, L input, T new tokens, V vocabulary.
+Shapes: B batch, S sequence, P instruction, K gist tokens, L input, T target or new tokens,
+V vocabulary, M labelled tokens of a batch.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from gisting import masks
 from gisting.gist import Prefix
+from gisting.models.rows import Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """What a model predicts where a batch has labels, in reading order: all that a loss reads.
+
+    Attributes:
+        logits: [M, V].
+        targets: [M] ids.
+        documents: [M] number of the row (of the document, in packed rows) of each.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    documents: Tensor
+
+    def cross_entropy(self) -> Tensor:
+        """Losses [M] in nats, float32."""
+        return functional.cross_entropy(self.logits.float(), self.targets, reduction="none")
 
 
 class Adapter(ABC):
@@ -31,6 +55,12 @@ class Adapter(ABC):
     can_cache_prompts: bool
     """Whether a whole prompt's activations may be kept before its input is known."""
 
+    rows_join: bool
+    """Whether a prompt may join others that are being decoded already (`begin`)."""
+
+    rows_differ: bool
+    """Whether prompts of different lengths may be decoded together (`begin`)."""
+
     def __init__(self, model: PreTrainedModel) -> None:
         self.model: Any = model  # called as a function; transformers types that loosely
 
@@ -38,6 +68,11 @@ class Adapter(ABC):
     @abstractmethod
     def max_positions(self) -> int | None:
         """The longest sequence for which the theorem holds, in tokens; None where there is none."""
+
+    @property
+    @abstractmethod
+    def kv_bytes_per_token(self) -> int:
+        """Memory that one token of one row keeps while it is decoded, in bytes."""
 
     @abstractmethod
     def forward(
@@ -47,8 +82,8 @@ class Adapter(ABC):
         *,
         gist_id: int,
         condition: str | Sequence[str],
+        documents: Tensor | None = None,
         labels: Tensor | None = None,
-        loss_only: bool = False,
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
@@ -58,9 +93,9 @@ class Adapter(ABC):
             ids: [B, S] prompts with their gist spans (decoder-only: and their outputs).
             padding: [B, S], 0 at padding.
             gist_id: the id of `<GIST>`.
-            condition: one for all rows, or one for each.
+            condition: one for all rows, or one for each (packed rows: for each document).
+            documents: [B, S] number of each token's document, -1 at padding, in packed rows.
             labels: [B, S] (encoder-decoder: [B, T]) targets, -100 where there is none.
-            loss_only: the logits are not needed: compute them only where labels are.
             model: the model as a trainer wrapped it, if it did.
 
         Returns:
@@ -69,6 +104,51 @@ class Adapter(ABC):
         Raises:
             MaskError: the gist tokens of a row are not one contiguous span.
         """
+
+    def labelled(
+        self,
+        ids: Tensor,
+        padding: Tensor,
+        labels: Tensor,
+        *,
+        gist_id: int,
+        condition: str | Sequence[str],
+        documents: Tensor | None = None,
+        label_documents: Tensor | None = None,
+        model: nn.Module | None = None,
+    ) -> Labelled:
+        """`forward`, with logits computed only where there is something to predict.
+
+        The output layer is most of a step where vocabularies are large, and most tokens of a row
+        are prompt or padding. Arguments as in `forward`; raises as it does.
+
+        Args:
+            label_documents: [B, T] number of each label's document, for packed encoder-decoders.
+        """
+        targets = self.targets(labels)
+        keep = targets != -100
+        owners = documents if label_documents is None else label_documents
+        if owners is None:
+            owners = torch.arange(len(labels), device=labels.device)[:, None].expand(labels.shape)
+        with _only_where(keep, self.model.get_output_embeddings()):
+            output = self.forward(
+                ids,
+                padding,
+                gist_id=gist_id,
+                condition=condition,
+                documents=documents,
+                model=model,
+                **self.decoder_inputs(labels, label_documents),
+            )
+        return Labelled(output["logits"][0], targets[keep], owners[keep])
+
+    @abstractmethod
+    def targets(self, labels: Tensor) -> Tensor:
+        """The id each position is to predict, -100 where none: shaped as `labels`."""
+
+    def decoder_inputs(self, labels: Tensor, label_documents: Tensor | None) -> dict[str, Any]:
+        """What a decoder of its own is given for these labels; nothing where there is none."""
+        return {}
 
     @abstractmethod
     def compress(self, ids: Tensor, padding: Tensor, num_gist_tokens: int) -> dict[str, Tensor]:
@@ -104,14 +184,36 @@ class Adapter(ABC):
     ) -> ModelOutput:
         """One pass over `ids` [B, L] on top of `prefix`: what generation computes first."""
 
+    @abstractmethod
+    def begin(self, ids: Tensor, padding: Tensor, prefix: Prefix | None, *, gist_id: int) -> Rows:
+        """Read `ids` [B, L] (left-padded) on top of `prefix`, to be decoded step by step.
 
-def relabelled(ids: Tensor, gist_id: int, condition: str | Sequence[str]) -> Tensor:
-    """Segments of `ids` [B, S] under one condition, or under one for each row."""
-    labels = masks.segments(ids, gist_id)
-    if isinstance(condition, str):
-        return masks.relabel(labels, condition)
-    rows = zip(labels, condition, strict=True)
-    return torch.stack([masks.relabel(row, one) for row, one in rows])
+        What `generate` does in one call, for who must act between two tokens.
+        """
+
+
+def relabelled(
+    ids: Tensor,
+    gist_id: int,
+    condition: str | Sequence[str],
+    documents: Tensor | None = None,
+) -> Tensor:
+    """Segments of `ids` [B, S] under one condition, or under one for each row or document."""
+    return masks.relabel(masks.segments(ids, gist_id, documents), condition, documents)
+
+
+@contextmanager
+def _only_where(keep: Tensor, output_layer: nn.Module) -> Iterator[None]:
+    # a hook, since it works through every wrapper a trainer may put around the model
+    def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *rest = args
+        return hidden[keep][None], *rest
+
+    hook = output_layer.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def by_length(padding: Tensor) -> list[Tensor]:

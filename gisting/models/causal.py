@@ -17,11 +17,12 @@ Shapes: B batch, P instruction, K gist tokens, L input, H heads, D head size, N 
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 from transformers.utils.generic import ModelOutput
 
@@ -29,6 +30,7 @@ from gisting import masks
 from gisting.errors import OptionError, PromptError
 from gisting.gist import Prefix
 from gisting.models.base import Adapter, by_length, pad_right, relabelled, rows_of
+from gisting.models.rows import RoomyRows, Rows, WaveRows
 
 
 class CausalAdapter(Adapter):
@@ -41,6 +43,8 @@ class CausalAdapter(Adapter):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
         self.text_config = model.config.get_text_config()
+        # a sliding window counts padding, too, so there rows begin together and are of one length
+        self.rows_join = self.rows_differ = self.window is None
 
     @property
     def max_positions(self) -> int | None:
@@ -68,33 +72,35 @@ class CausalAdapter(Adapter):
         *,
         gist_id: int,
         condition: str | Sequence[str],
+        documents: Tensor | None = None,
         labels: Tensor | None = None,
-        loss_only: bool = False,
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
         """See `Adapter.forward`. Each layer gets the mask of its type, so sliding windows stay."""
-        positions = count_positions(padding)
+        counted = count_positions(padding) if documents is None else masks.positions(documents)
+        segments = relabelled(ids, gist_id, condition, documents)
         mask = create_masks_for_generate(
             config=self.model.config,
             inputs_embeds=torch.empty((*ids.shape, 0), dtype=self.model.dtype, device=ids.device),
             attention_mask=padding,
             past_key_values=None,
-            position_ids=positions,
-            and_mask_function=masks.attends(relabelled(ids, gist_id, condition)),
+            position_ids=counted,
+            and_mask_function=masks.attends(segments, documents),
         )
-        if loss_only and labels is not None:
-            keep = labelled_columns(labels)
-            labels, kwargs = labels[:, -keep:], {**kwargs, "logits_to_keep": keep}
         output: ModelOutput = (model or self.model)(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=positions,
+            position_ids=counted,
             labels=labels,
             use_cache=False,
             **kwargs,
         )
         return output
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """The next position's label."""
+        return nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
 
     @torch.no_grad()
     def compress(self, ids: Tensor, padding: Tensor, num_gist_tokens: int) -> dict[str, Tensor]:
@@ -159,7 +165,11 @@ class CausalAdapter(Adapter):
                 cache.batch_repeat_interleave(copies)
             more["past_key_values"] = cache
         output = self.model.generate(
-            input_ids=ids, attention_mask=padding, generation_config=options, **more
+            input_ids=ids,
+            attention_mask=padding,
+            generation_config=options,
+            synced_gpus=False,  # a process answers by itself, also among several
+            **more,
         )
         assert isinstance(output, Tensor)
         return output[:, ids.shape[1] :]
@@ -181,6 +191,24 @@ class CausalAdapter(Adapter):
             **inputs,
         )
         return output
+
+    @torch.no_grad()
+    def begin(self, ids: Tensor, padding: Tensor, prefix: Prefix | None, *, gist_id: int) -> Rows:
+        """See `Adapter.begin`."""
+        output = self.read(ids, padding, prefix, gist_id=gist_id, use_cache=True, logits_to_keep=1)
+        cache, logits = output["past_key_values"], output["logits"][:, -1]
+        if not self.rows_join:
+            return _WindowRows(self.model, cache, logits)
+        if prefix is not None:
+            padding = torch.cat([prefix.expand(len(ids)).mask.to(padding.device), padding], dim=1)
+        return RoomyRows(self.model, cache, padding, logits)
+
+    @cached_property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of every layer, as one token leaves them."""
+        one = torch.zeros((1, 1), dtype=torch.long, device=self.model.device)
+        kept = self.cache_prompt(one, torch.ones_like(one))
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
 
     def _on_top(
         self, ids: Tensor, padding: Tensor, prefix: Prefix, gist_id: int
@@ -238,19 +266,22 @@ class CausalAdapter(Adapter):
         return pad_right(parts, int(options.pad_token_id))
 
 
+class _WindowRows(WaveRows):
+    """Rows of one length, hence without padding, in a model with sliding windows."""
+
+    def __init__(self, model: Any, cache: Cache, logits: Tensor) -> None:
+        super().__init__(cache, logits)
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """See `WaveRows.forward`; where nothing is padded positions count themselves."""
+        output = self.model(input_ids=tokens, past_key_values=self.cache)
+        return output["logits"]  # type: ignore[no-any-return]
+
+
 def count_positions(padding: Tensor) -> Tensor:
     """Positions [B, S] counted over what is not padding, as `generate` counts them."""
     return (padding.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def labelled_columns(labels: Tensor) -> int:
-    """Columns from the one before the first label of any row to the end; labels [B, S].
-
-    The output layer is most of a step's memory where vocabularies are large, and left-padded rows
-    have their labels at the end.
-    """
-    first = int((labels != -100).any(dim=0).long().argmax())
-    return labels.shape[1] - max(first - 1, 0)
 
 
 def rope_parameters(config: Any) -> list[dict[str, Any]]:

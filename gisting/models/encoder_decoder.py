@@ -12,14 +12,15 @@ Shapes: B batch, P instruction, K gist tokens, L input, T target, E hidden size,
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
-from transformers.masking_utils import create_bidirectional_mask
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import ModelOutput
 
@@ -27,6 +28,7 @@ from gisting import masks
 from gisting.errors import OptionError
 from gisting.gist import Prefix
 from gisting.models.base import Adapter, relabelled
+from gisting.models.rows import Rows, WaveRows
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -37,6 +39,8 @@ class EncoderDecoderAdapter(Adapter):
     padding_side = "right"
     default_template = "encoder-decoder"
     can_cache_prompts = False
+    rows_join = False  # the decoder's positions are counted from where all rows begin
+    rows_differ = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
@@ -55,37 +59,77 @@ class EncoderDecoderAdapter(Adapter):
         *,
         gist_id: int,
         condition: str | Sequence[str],
+        documents: Tensor | None = None,
         labels: Tensor | None = None,
-        loss_only: bool = False,
+        label_documents: Tensor | None = None,
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
-        """See `Adapter.forward`. The encoder takes the gist mask, the decoder the cross mask."""
-        relabels = relabelled(ids, gist_id, condition)
+        """See `Adapter.forward`. The encoder takes the gist mask, the decoder the cross mask.
+
+        Args:
+            label_documents: [B, T] as `documents`, for the decoder's tokens.
+        """
+        relabels = relabelled(ids, gist_id, condition, documents)
+        cross = masks.cross_attention(relabels, padding)
         mask = create_bidirectional_mask(
             config=self.encoder.config,
-            inputs_embeds=torch.empty((*ids.shape, 0), dtype=self.model.dtype, device=ids.device),
+            inputs_embeds=self._shaped_as(ids),
             attention_mask=padding,
-            and_mask_function=masks.attends(relabels),
+            and_mask_function=masks.attends(relabels, documents),
         )
-
-        def use_gist_mask(
-            module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            return args, {**given, "attention_mask": mask}
-
-        with self._lock:
-            hook = self.encoder.register_forward_pre_hook(use_gist_mask, with_kwargs=True)
-            try:
-                output: ModelOutput = (model or self.model)(
-                    input_ids=ids,
-                    attention_mask=masks.cross_attention(relabels, padding),
-                    labels=labels,
-                    **kwargs,
-                )
-            finally:
-                hook.remove()
+        given = [(self.encoder, {"attention_mask": mask})]
+        if documents is not None and label_documents is not None:
+            packed = self._packed_decoder_masks(documents, label_documents, cross)
+            given.append((self.model.get_decoder(), packed))
+        with self._lock, ExitStack() as hooks:
+            for stack, arguments in given:
+                hooks.enter_context(_with_arguments(stack, arguments))
+            output: ModelOutput = (model or self.model)(
+                input_ids=ids, attention_mask=cross, labels=labels, **kwargs
+            )
         return output
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """The labels themselves: the decoder's inputs are shifted instead."""
+        return labels
+
+    def decoder_inputs(self, labels: Tensor, label_documents: Tensor | None) -> dict[str, Any]:
+        """Labels shifted right, each document's first input being the start token."""
+        config = self.model.config
+        shifted = labels.roll(1, dims=-1)
+        documents = torch.zeros_like(labels) if label_documents is None else label_documents
+        starts = masks.document_starts(documents)
+        shifted = shifted.masked_fill(shifted == -100, config.pad_token_id)
+        return {
+            "decoder_input_ids": shifted.masked_fill(starts, config.decoder_start_token_id),
+            "label_documents": label_documents,
+        }
+
+    def _packed_decoder_masks(
+        self, documents: Tensor, label_documents: Tensor, cross: Tensor
+    ) -> dict[str, Any]:
+        decoder, targets = self.model.get_decoder(), self._shaped_as(label_documents)
+        return {
+            "attention_mask": create_causal_mask(
+                config=decoder.config,
+                inputs_embeds=targets,
+                attention_mask=(label_documents >= 0).long(),
+                past_key_values=None,
+                and_mask_function=masks.same_document(label_documents, label_documents),
+            ),
+            "encoder_attention_mask": create_bidirectional_mask(
+                config=decoder.config,
+                inputs_embeds=targets,
+                attention_mask=cross,
+                encoder_hidden_states=self._shaped_as(documents),
+                and_mask_function=masks.same_document(label_documents, documents),
+            ),
+        }
+
+    def _shaped_as(self, ids: Tensor) -> Tensor:
+        # transformers reads shape, dtype and device of embeddings when it builds a mask
+        return torch.empty((*ids.shape, 0), dtype=self.model.dtype, device=ids.device)
 
     @torch.no_grad()
     def compress(self, ids: Tensor, padding: Tensor, num_gist_tokens: int) -> dict[str, Tensor]:
@@ -127,6 +171,7 @@ class EncoderDecoderAdapter(Adapter):
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             attention_mask=mask,
             generation_config=options,
+            synced_gpus=False,  # a process answers by itself, also among several
             **more,
         )
         assert isinstance(output, Tensor)
@@ -143,6 +188,22 @@ class EncoderDecoderAdapter(Adapter):
             **inputs,
         )
         return output
+
+    @torch.no_grad()
+    def begin(self, ids: Tensor, padding: Tensor, prefix: Prefix | None, *, gist_id: int) -> Rows:
+        """See `Adapter.begin`."""
+        states, mask = self._encode(ids, padding, prefix, gist_id)
+        start = torch.full((len(ids), 1), self.model.config.decoder_start_token_id)
+        rows = _DecoderRows(self.model, states, mask)
+        rows.step(start[:, 0].to(ids.device))
+        return rows
+
+    @cached_property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of every decoder layer: of its own tokens, and of the encoder's."""
+        config = self.model.config
+        layers, width = config.num_decoder_layers, config.num_heads * config.d_kv
+        return int(2 * layers * width * self.model.dtype.itemsize)
 
     @torch.no_grad()
     def _encode(
@@ -194,7 +255,45 @@ class EncoderDecoderAdapter(Adapter):
                     one.remove()
 
 
+class _DecoderRows(WaveRows):
+    """Rows of a T5 decoder on `states` [B, K + L, E] with their `mask` [B, K + L]."""
+
+    def __init__(self, model: Any, states: Tensor, mask: Tensor) -> None:
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        super().__init__(cache, states[:, 0])  # logits come with the first step
+        self.model, self.states, self.mask = model, states, mask
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """See `WaveRows.forward`."""
+        output = self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=self.states),
+            attention_mask=self.mask,
+            decoder_input_ids=tokens,
+            past_key_values=self.cache,
+        )
+        return output["logits"]  # type: ignore[no-any-return]
+
+    def select(self, rows: Tensor) -> None:
+        """See `WaveRows.select`."""
+        super().select(rows)
+        self.states, self.mask = self.states[rows], self.mask[rows]
+
+
 def align_left(ids: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
     """Move padding of `ids` [B, L] to the right of each row."""
     order = (padding == 0).long().argsort(dim=-1, stable=True)
     return ids.gather(1, order), padding.gather(1, order)
+
+
+@contextmanager
+def _with_arguments(module: nn.Module, arguments: Mapping[str, Any]) -> Iterator[None]:
+    def replace(
+        module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, {**given, **arguments}
+
+    hook = module.register_forward_pre_hook(replace, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()

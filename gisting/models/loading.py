@@ -9,7 +9,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from transformers import (
@@ -33,6 +33,8 @@ from gisting.models.families import adapter_class
 from gisting.prompts import GIST_TOKEN
 
 EMBEDDED = "embedded"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -59,13 +61,26 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[dtype]
 
 
+def fetch_revision(hub_id: str, revision: str, *, cache_dir: str | None = None) -> str:
+    """Folder of a hub model at a branch, tag or commit (raises ModelNotFoundError)."""
+    others = ["*.h5", "*.msgpack", "*.ot", "*.onnx", "*.gguf"]  # weights of other frameworks
+    try:
+        return snapshot_download(
+            hub_id, revision=revision, cache_dir=cache_dir, ignore_patterns=others
+        )
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise _not_found(f"{hub_id}@{revision}", error) from error
+
+
 def load_config(path: str, *, cache_dir: str | None = None) -> PreTrainedConfig:
-    """A model's config.json.
+    """A model's config.json; of a LoRA adapter, its base model's.
 
     Raises:
         ModelNotFoundError: no such folder or hub id, or no readable config in it.
         UnsupportedModelError: a family for which gists are not exact.
     """
+    if base := adapter_base(path, cache_dir=cache_dir):
+        return load_config(base, cache_dir=cache_dir)
     try:
         config = AutoConfig.from_pretrained(path, cache_dir=cache_dir)
     except (OSError, ValueError, KeyError, HfHubHTTPError) as error:
@@ -78,7 +93,14 @@ def load_config(path: str, *, cache_dir: str | None = None) -> PreTrainedConfig:
 def load_model(
     path: str, config: PreTrainedConfig, *, dtype: torch.dtype, cache_dir: str | None = None
 ) -> PreTrainedModel:
-    """Weights in evaluation mode (raises ModelNotFoundError where they are missing or damaged)."""
+    """Weights in evaluation mode; a LoRA adapter is merged into its base model.
+
+    Raises:
+        ModelNotFoundError: weights are missing or damaged, or an adapter's base is not there.
+        MissingExtraError: an adapter, and PEFT is not installed.
+    """
+    if base := adapter_base(path, cache_dir=cache_dir):
+        return _load_adapted(path, base, config, dtype=dtype, cache_dir=cache_dir)
     try:
         model, info = auto_class(config).from_pretrained(
             path, config=config, dtype=dtype, cache_dir=cache_dir, output_loading_info=True
@@ -88,6 +110,40 @@ def load_model(
     except (OSError, ValueError, SafetensorError, RuntimeError, UnpicklingError, EOFError) as error:
         raise _not_found(path, error) from error
     return model.eval()  # type: ignore[no-any-return]
+
+
+def adapter_base(path: str, *, cache_dir: str | None = None) -> str | None:
+    """Folder or hub id of the model that a LoRA adapter belongs to; None where `path` is none."""
+    file = _file(path, ADAPTER_CONFIG, cache_dir)
+    if file is None:
+        return None
+    try:
+        base = json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise _not_found(path, error) from error
+    if not isinstance(base, str) or not base or base == path:
+        raise ModelNotFoundError(
+            f"the adapter in {path!r} does not say what it adapts; write base_model_name_or_path "
+            f"into its {ADAPTER_CONFIG}"
+        )
+    return resolve(base)
+
+
+def _load_adapted(
+    path: str, base: str, config: PreTrainedConfig, *, dtype: torch.dtype, cache_dir: str | None
+) -> PreTrainedModel:
+    from gisting.models import lora  # needs an extra
+
+    model = load_model(base, config, dtype=dtype, cache_dir=cache_dir)
+    add_gist_token(model, load_tokenizer(base, cache_dir=cache_dir))  # as training began
+    weights = _file(path, ADAPTER_WEIGHTS, cache_dir)
+    if weights is None:
+        raise _not_found(path, FileNotFoundError(f"it lacks {ADAPTER_WEIGHTS}"))
+    try:
+        merged: PreTrainedModel = lora.merge_saved(model, str(Path(weights).parent), weights)
+    except (ValueError, KeyError, TypeError, SafetensorError, RuntimeError, OSError) as error:
+        raise _not_found(path, error) from error
+    return merged.eval()  # type: ignore[no-any-return]
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
@@ -110,7 +166,7 @@ def load_tokenizer(path: str, *, cache_dir: str | None = None) -> PreTrainedToke
     options = {"legacy": True} if _is_early_llama(Path(path)) else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, cache_dir=cache_dir, **options)
-        if isinstance(tokenizer, T5Tokenizer) and _has_file(path, "tokenizer.json", cache_dir):
+        if isinstance(tokenizer, T5Tokenizer) and _file(path, "tokenizer.json", cache_dir):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(path, cache_dir=cache_dir)
     except (OSError, ValueError, KeyError, ImportError, HfHubHTTPError) as error:
         raise _not_found(path, error) from error
@@ -148,7 +204,10 @@ def add_gist_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     used = min(len(tokenizer) - known, rows)
     gist_id = gist_id_of(tokenizer) if known else add_gist_to_tokenizer(tokenizer)
     if gist_id >= rows:
+        said = model.config.tie_word_embeddings  # T5's config says so of a head of its own, too
+        model.config.tie_word_embeddings = layers[1] is None or layers[1].weight is layers[0].weight
         model.resize_token_embeddings(gist_id + 1, mean_resizing=False)
+        model.config.tie_word_embeddings = said
         layers = [model.get_input_embeddings(), model.get_output_embeddings()]
     with torch.no_grad():
         for layer in layers:
@@ -174,32 +233,15 @@ def add_gist_to_tokenizer(tokenizer: PreTrainedTokenizerBase) -> int:
     return gist_id_of(tokenizer)
 
 
-def add_weights(diff: PreTrainedModel, base: PreTrainedModel) -> None:
-    """Turn a published weight diff into the tuned model, in place: tuned = diff + base.
-
-    The base's vocabulary is one row shorter; the diff was made with that row at zero.
-
-    Raises:
-        OptionError: the shapes do not belong together.
-    """
-    known = base.state_dict()
-    done: set[int] = set()  # tied weights appear under two names
-    with torch.no_grad():
-        for name, tensor in diff.state_dict().items():
-            if tensor.data_ptr() in done:
-                continue
-            done.add(tensor.data_ptr())
-            if name not in known or known[name].shape[1:] != tensor.shape[1:]:
-                raise OptionError(f"the base model has no fitting {name}; give the diff's own base")
-            rows = min(len(known[name]), len(tensor))
-            tensor[:rows] += known[name][:rows].to(tensor.dtype)
-
-
-def _has_file(path: str, name: str, cache_dir: str | None) -> bool:
-    found = cached_file(
-        path, name, cache_dir=cache_dir, _raise_exceptions_for_missing_entries=False
-    )
-    return found is not None
+def _file(path: str, name: str, cache_dir: str | None) -> str | None:
+    """A file of a folder or hub id; None where there is none, or the hub is out of reach."""
+    try:
+        found: str | None = cached_file(
+            path, name, cache_dir=cache_dir, _raise_exceptions_for_missing_entries=False
+        )
+    except (OSError, ValueError, HfHubHTTPError):
+        return None
+    return found
 
 
 def _remember_legacy(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -85,19 +85,56 @@ def pieces(
     >>> list(pieces([72, 105, 32, 33, 10], lambda ids: bytes(ids).decode(), ["!!"]))
     ['H', 'i', ' !']
     """
-    made: list[int] = []
-    sent = ""
+    growing = Growing(decode, stops)
     for token in tokens:
-        made.append(token)
-        text = decode(made)
-        if any(stop in text for stop in stops):
-            continue  # the end: which stop string comes first is known when all tokens are
-        final = settled(text, stops).strip()
-        if len(final) > len(sent):
-            yield final[len(sent) :]
-            sent = final
-    if rest := cut_at(decode(made), stops)[len(sent) :]:
+        if piece := growing.push(token):
+            yield piece
+    if rest := growing.rest():
         yield rest
+
+
+class Growing:
+    """A text made of tokens that come one by one.
+
+    Attributes:
+        ids: the tokens.
+        stopped: whether a stop string has come; the text ends before it.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], stops: Sequence[str]) -> None:
+        self.ids: list[int] = []
+        self.stopped = False
+        self._decode, self._stops = decode, stops
+        self._sent = 0
+        self._text = ""  # of the tokens before `_until`
+        self._start = self._until = 0  # a decoder sees the tokens between, to know the next ones'
+
+    def push(self, token: int) -> str:
+        """Take a token; returns what of the text became final by it, often nothing."""
+        self.ids.append(token)
+        text = self._read()
+        if any(stop in text for stop in self._stops):
+            self.stopped = True
+            return ""  # which stop string comes first is known when all tokens are
+        return self._new(settled(text, self._stops).strip())
+
+    def rest(self) -> str:
+        """What is left when no more tokens come."""
+        return self._new(cut_at(self._decode(self.ids), self._stops))
+
+    def _read(self) -> str:
+        """The text so far, from the last few tokens: decoding all each time is quadratic."""
+        before = self._decode(self.ids[self._start : self._until])
+        now = self._decode(self.ids[self._start :])
+        text = self._text + now[len(before) :]
+        if len(now) > len(before) and not now.endswith(UNFINISHED):
+            self._text, self._start, self._until = text, self._until, len(self.ids)
+        return text
+
+    def _new(self, text: str) -> str:
+        new = text[self._sent :]
+        self._sent = max(self._sent, len(text))
+        return new
 
 
 def settled(text: str, stops: Sequence[str]) -> str:

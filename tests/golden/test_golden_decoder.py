@@ -65,6 +65,11 @@ def test_forward(case: Case) -> None:
     real = padding.bool()
     assert_close(output.logits[real], golden["logits"][real])
     assert_close(output.loss.reshape(1), golden["loss"])
+    with torch.no_grad():  # as training computes it
+        predicted = model.labelled(
+            ids, padding, golden["labels"], gist_id=gist, condition=info["condition"]
+        )
+    assert_close(predicted.cross_entropy().mean().reshape(1), golden["loss"])
     for ours, theirs in zip(output.hidden_states, golden["hidden_states"], strict=True):
         assert_close(ours[real], theirs[real])
     size = golden["keys"].shape[-1]

@@ -57,6 +57,11 @@ def test_forward(case: Case) -> None:
         assert_close(output.loss, loss)
     else:
         assert_close(output.loss.reshape(1), golden["loss" + fixed])
+    with torch.no_grad():  # as training computes it
+        predicted = model.labelled(
+            ids, padding, golden["labels"], gist_id=gist_id, condition=info["condition"]
+        )
+    assert_close(predicted.cross_entropy().mean(), output.loss)
     real = padding.bool()
     states = output.encoder_last_hidden_state
     assert_close(states[real], golden["encoder_last_hidden_state"][real])

@@ -1,0 +1,258 @@
+"""Prompts being decoded together, one token a step: what a server needs that `generate` hides.
+
+Where transformers' `generate` begins and ends a batch as one, rows here leave as soon as they are
+done, and (decoder-only) new ones join between two steps. All rows end at the same column; a shorter
+one is padded on its left, as everywhere in this package:
+
+    columns    0 1 2 3 4 5              join a row of 5           drop row 0
+      row 0    . a b c d e                . a b c d e
+      row 1    . . . p q r                . . . p q r               . p q r
+                                          . v w x y z             v w x y z
+
+Keys and values are one tensor for each layer with room to the right, to the left and below, so that
+a step writes one column and copies nothing.
+
+Shapes: B rows, W columns, V vocabulary, H heads, D head size.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+COLUMNS = 64  # room made at once, so that it is seldom made
+
+
+class Rows(ABC):
+    """B prompts and what they have answered so far.
+
+    Attributes:
+        logits: [B, V] predictions of each row's next token.
+    """
+
+    logits: Tensor
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.logits)
+
+    @abstractmethod
+    def step(self, tokens: Tensor) -> None:
+        """Append one token [B] to each row and predict the next."""
+
+    @abstractmethod
+    def join(self, other: Self) -> None:
+        """Take over the rows of another batch, behind those here; the other is used up."""
+
+    @abstractmethod
+    def drop(self, rows: Sequence[int]) -> list[int]:
+        """Forget these rows. Row i is then what was row `order[i]`; returns `order`."""
+
+    @abstractmethod
+    def repeat(self, rows: Sequence[int]) -> None:
+        """Row i becomes what was row `rows[i]`: several answers to a prompt that was read once."""
+
+
+class WaveRows(Rows):
+    """Rows that begin together: nobody joins.
+
+    Args:
+        cache: keys and values, as the first pass left them.
+        logits: [B, V].
+    """
+
+    def __init__(self, cache: Cache, logits: Tensor) -> None:
+        self.cache, self.logits = cache, logits
+
+    def step(self, tokens: Tensor) -> None:
+        """See `Rows.step`."""
+        self.logits = self.forward(tokens[:, None])[:, -1]
+
+    @abstractmethod
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits [B, 1, V] behind `tokens` [B, 1]."""
+
+    def join(self, other: Self) -> None:
+        """Nobody joins (an assertion: the adapter says so in `rows_join`)."""
+        raise AssertionError("rows of this family begin together")
+
+    def drop(self, rows: Sequence[int]) -> list[int]:
+        """See `Rows.drop`."""
+        gone = set(rows)
+        order = [row for row in range(len(self)) if row not in gone]
+        if order:
+            self.select(torch.tensor(order, device=self.logits.device))
+        else:
+            self.logits = self.logits[:0]
+        return order
+
+    def repeat(self, rows: Sequence[int]) -> None:
+        """See `Rows.repeat`."""
+        self.select(torch.tensor(rows, device=self.logits.device))
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows [R], of everything that has rows."""
+        self.cache.batch_select_indices(rows)
+        self.logits = self.logits[rows]
+
+
+@dataclass(slots=True)
+class Extent:
+    """The part of every tensor that is in use: rows 0 .. rows-1, columns start .. end-1."""
+
+    rows: int
+    start: int
+    end: int
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return self.end - self.start
+
+
+class RoomyLayer(CacheLayerMixin):
+    """One layer's keys and values [rows, H, columns, D], of which `extent` is in use.
+
+    What is not in use is finite (zeros, or old values), since a masked column still counts zero
+    times its value.
+    """
+
+    is_sliding = False
+
+    def __init__(self, extent: Extent, keys: Tensor, values: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.extent, self.is_initialized = extent, True
+        self.keys: Tensor = keys
+        self.values: Tensor = values
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing is left to do."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write new columns behind those in use; returns all in use, these included."""
+        used, new = self.extent, self.extent.end + key_states.shape[-2]
+        self.keys[: used.rows, :, used.end : new] = key_states
+        self.values[: used.rows, :, used.end : new] = value_states
+        seen = (slice(used.rows), slice(None), slice(used.start, new))
+        return self.keys[seen], self.values[seen]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Columns seen by the next pass, and the first of them."""
+        return self.extent.width + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """W."""
+        return self.extent.width
+
+    def get_max_length(self) -> int:
+        """No limit."""
+        return -1
+
+
+class RoomyRows(Rows):
+    """Rows of a decoder without sliding windows; any row joins at any time.
+
+    Args:
+        model: the transformers model.
+        cache: keys and values of the prompts, W columns, as the first pass left them.
+        padding: [B, W], 0 at padding.
+        logits: [B, V].
+    """
+
+    def __init__(self, model: Any, cache: Cache, padding: Tensor, logits: Tensor) -> None:
+        self.model, self.logits = model, logits
+        self.extent = Extent(rows=len(padding), start=0, end=padding.shape[1])
+        self.lengths = padding.sum(-1)
+        self.padding = padding[:, None, :, None].clone()  # shaped as the others
+        layers: list[Any] = cache.layers
+        self.layers = [RoomyLayer(self.extent, one.keys, one.values) for one in layers]
+        self.cache = Cache(layers=list(self.layers))
+
+    def step(self, tokens: Tensor) -> None:
+        """See `Rows.step`."""
+        used = self.extent
+        self._reserve(used.rows, left=0, right=1)
+        self.padding[: used.rows, :, used.end] = 1
+        output = self.model(
+            input_ids=tokens[:, None],
+            attention_mask=self.padding[: used.rows, 0, used.start : used.end + 1, 0],
+            position_ids=self.lengths[:, None],
+            past_key_values=self.cache,
+        )
+        used.end += 1
+        self.lengths = self.lengths + 1
+        self.logits = output.logits[:, -1]
+
+    def join(self, other: Self) -> None:
+        """See `Rows.join`."""
+        used, theirs = self.extent, other.extent
+        wider = max(0, theirs.width - used.width)
+        self._reserve(used.rows + theirs.rows, left=wider, right=1)
+        self.padding[: used.rows, :, used.start - wider : used.start] = 0
+        used.start -= wider
+        rows = slice(used.rows, used.rows + theirs.rows)
+        self.padding[rows, :, used.start : used.end] = 0
+        for mine, tensor in zip(self._tensors(), other._tensors(), strict=True):
+            mine[rows, :, used.end - theirs.width : used.end] = tensor[
+                : theirs.rows, :, theirs.start : theirs.end
+            ]
+        used.rows += theirs.rows
+        self.lengths = torch.cat([self.lengths, other.lengths])
+        self.logits = torch.cat([self.logits, other.logits])
+
+    def drop(self, rows: Sequence[int]) -> list[int]:
+        """See `Rows.drop`. The last rows move into the gaps; columns of padding alone are cut."""
+        used, order = self.extent, list(range(self.extent.rows))
+        for row in sorted(rows, reverse=True):
+            last = order.pop()
+            if row < len(order):
+                order[row] = last
+        moved = [row for row, old in enumerate(order) if row != old]
+        if moved:
+            sources = [order[row] for row in moved]
+            for tensor in self._tensors():
+                tensor[moved] = tensor[sources]
+        kept = torch.tensor(order, device=self.lengths.device, dtype=torch.long)
+        self.lengths, self.logits = self.lengths[kept], self.logits[kept]
+        used.rows = len(order)
+        used.start = used.end - int(self.lengths.max()) if order else used.end
+        return order
+
+    def repeat(self, rows: Sequence[int]) -> None:
+        """See `Rows.repeat`."""
+        chosen = torch.tensor(rows, device=self.lengths.device)
+        for layer in self.layers:
+            layer.keys, layer.values = layer.keys[chosen], layer.values[chosen]
+        self.padding, self.extent.rows = self.padding[chosen], len(rows)
+        self.lengths, self.logits = self.lengths[chosen], self.logits[chosen]
+
+    def _tensors(self) -> list[Tensor]:
+        """All that has rows and columns, each [rows, ·, columns, ·]."""
+        return [t for layer in self.layers for t in (layer.keys, layer.values)] + [self.padding]
+
+    def _reserve(self, rows: int, *, left: int, right: int) -> None:
+        """See to it that there is room for so many rows, and columns on either side."""
+        used, (depth, _, columns, _) = self.extent, self.padding.shape
+        if rows <= depth and left <= used.start and used.end + right <= columns:
+            return
+        depth = rows + rows // 4 if rows > depth else min(depth, rows + rows // 4)
+        columns = left + used.width + right + COLUMNS
+
+        def moved(tensor: Tensor) -> Tensor:
+            roomy = tensor.new_zeros((depth, tensor.shape[1], columns, tensor.shape[3]))
+            roomy[: used.rows, :, left : left + used.width] = tensor[
+                : used.rows, :, used.start : used.end
+            ]
+            return roomy
+
+        for layer in self.layers:
+            layer.keys, layer.values = moved(layer.keys), moved(layer.values)
+        self.padding = moved(self.padding)
+        used.start, used.end = left, left + used.width

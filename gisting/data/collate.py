@@ -1,6 +1,9 @@
-"""From encoded rows to a training batch: gist span, truncation, padding, labels.
+"""From encoded rows to a training batch: gist span, truncation, packing or padding, labels.
 
-    TrainingRows ── sampler ──> rows ── Collator ──> Batch ── Adapter.forward ──> loss
+    TrainingRows ── sampler ──> rows ── Collator ──> Batch ── Adapter.labelled ──> loss
+
+Packed, the rows of a batch stand one after the other in as few long rows as hold them, and the
+mask keeps them apart: the same loss and gradients, without padding.
 
 k and the condition are drawn here, so one checkpoint can learn several. A draw follows from the
 seed and the batch's own rows, so neither prefetching nor workers nor resuming can change it. Knows
@@ -15,7 +18,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -29,12 +32,19 @@ log = logging.getLogger(__name__)
 
 
 class Batch(TypedDict):
-    """What a training step reads. `labels` is [B, S]; for an encoder-decoder [B, T]."""
+    """What a training step reads. `labels` is [B, S]; for an encoder-decoder [B, T].
+
+    `conditions` has one for each example. Where examples are packed, `documents` [B, S] says which
+    example a token belongs to, -1 at padding, and `label_documents` [B, T] the same for an
+    encoder-decoder's labels.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
     conditions: list[str]
+    documents: NotRequired[Tensor]
+    label_documents: NotRequired[Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +134,8 @@ class Collator:
         conditions: weight of each condition, drawn for each row.
         limits: where rows are cut.
         encoder_decoder: which of the two layouts.
+        pack: examples stand in rows of up to this many tokens (an example that is longer has its
+            own); None pads each example to the longest.
         seed: of the draws.
         lost: rows left out because cutting would have taken their gist or their whole output.
 
@@ -137,11 +149,15 @@ class Collator:
     conditions: Mapping[str, float] = field(default_factory=lambda: {"gist": 1.0})
     limits: Limits = field(default_factory=Limits)
     encoder_decoder: bool = False
+    pack: int | None = None
     seed: int = 0
     lost: int = 0
 
     def __call__(self, rows: Sequence[EncodedExample]) -> Batch:
-        """One batch (raises DataError where no row is left after cutting)."""
+        """One batch; where no row is left after cutting, one without labels, which teaches nothing.
+
+        The trainer goes on with the other batches of its step.
+        """
         rng = self._generator(rows)
         k = rng.choice(self.num_gist_tokens)
         make = self._encoder_decoder_row if self.encoder_decoder else self._decoder_row
@@ -152,18 +168,49 @@ class Collator:
                 "%d rows so far are too long to keep their gist or output; left out", self.lost
             )
         if not kept:
-            raise DataError(
-                "every row of a batch is too long; raise the limits or shorten the data"
-            )
+            kept = [self._nothing(k)]
+        names, weights = list(self.conditions), list(self.conditions.values())
+        conditions = rng.choices(names, weights, k=len(kept))
+        if self.pack is not None:
+            return self._packed(kept, self.pack, conditions)
         ids, labels = zip(*kept, strict=True)
+        side = "right" if self.encoder_decoder else "left"
         return Batch(
-            input_ids=self._pad(ids, self.pad_id),
-            attention_mask=self._pad([torch.ones_like(row) for row in ids], 0),
-            labels=self._pad(labels, IGNORED),
-            conditions=rng.choices(
-                list(self.conditions), list(self.conditions.values()), k=len(kept)
-            ),
+            input_ids=_pad(ids, self.pad_id, side),
+            attention_mask=_pad([torch.ones_like(row) for row in ids], 0, side),
+            labels=_pad(labels, IGNORED, side),
+            conditions=conditions,
         )
+
+    def _packed(
+        self, examples: Sequence[tuple[Tensor, Tensor]], capacity: int, conditions: list[str]
+    ) -> Batch:
+        rows = fill_rows([max(len(ids), len(labels)) for ids, labels in examples], capacity)
+
+        def laid_out(part: int, padding: int) -> Tensor:
+            return _pad([torch.cat([examples[n][part] for n in row]) for row in rows], padding)
+
+        def numbers(part: int) -> Tensor:
+            return _pad(
+                [torch.cat([torch.full_like(examples[n][part], n) for n in row]) for row in rows],
+                -1,
+            )
+
+        documents = numbers(0)
+        batch = Batch(
+            input_ids=laid_out(0, self.pad_id),
+            attention_mask=(documents >= 0).long(),
+            labels=laid_out(1, IGNORED),
+            conditions=conditions,
+            documents=documents,
+        )
+        if self.encoder_decoder:
+            batch["label_documents"] = numbers(1)
+        return batch
+
+    def _nothing(self, k: int) -> tuple[Tensor, Tensor]:
+        ids = torch.tensor([*[self.gist_id] * k, self.pad_id])
+        return ids, torch.full_like(ids, IGNORED)
 
     def _decoder_row(self, row: EncodedExample, k: int) -> tuple[Tensor, Tensor] | None:
         prompt = row.prompt(self.gist_id, k)
@@ -179,10 +226,6 @@ class Collator:
             return None
         return torch.tensor(ids), torch.tensor(_cut_before_eos(row.completion, self.limits.target))
 
-    def _pad(self, rows: Sequence[Tensor], value: int) -> Tensor:
-        side = "right" if self.encoder_decoder else "left"
-        return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
-
     def _generator(self, rows: Sequence[EncodedExample]) -> Random:
         ids = array("q", (i for row in rows for i in (*row.instruction, *row.input)))
         return Random(self.seed << 32 | zlib.crc32(ids.tobytes()))
@@ -191,3 +234,34 @@ class Collator:
 def _cut_before_eos(ids: list[int], limit: int) -> list[int]:
     """At most `limit` ids; the last stays the last (eos)."""
     return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
+
+
+def _pad(rows: Sequence[Tensor], value: int, side: str = "right") -> Tensor:
+    return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
+
+
+def fill_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Which items share a row: as few rows of `capacity` as first fit finds, then evenly filled.
+
+    An item that is longer has a row of its own.
+
+    >>> fill_rows([5, 3, 4, 2], 8)
+    [[0, 3], [2, 1]]
+    """
+    order = sorted(range(len(lengths)), key=lambda n: -lengths[n])
+    room: list[int] = []
+    rows: list[list[int]] = []
+    for item in order:
+        row = next((r for r, left in enumerate(room) if lengths[item] <= left), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(capacity)
+        rows[row].append(item)
+        room[row] -= lengths[item]
+    even: list[list[int]] = [[] for _ in rows]
+    filled = [0] * len(rows)
+    for item in order:  # the next longest goes where there is least: rows end up alike, unpadded
+        row = filled.index(min(filled))
+        even[row].append(item)
+        filled[row] += lengths[item]
+    return even if max(filled) <= max(capacity, lengths[order[0]]) else rows

@@ -57,6 +57,8 @@ class DataConfig:
 
     `train_file` and `validation_file` name files outright; `validation_file` is one file (the split
     "validation") or one for each split. `splits` reads only these; None reads all there should be.
+    With `pretokenize` the training rows are tokenized beforehand into files (see
+    `gisting.data.tokenized`), anew where `overwrite_cache` is set; without, batch by batch.
     """
 
     dataset_name: str = "alpaca-plus"
@@ -65,6 +67,8 @@ class DataConfig:
     validation_file: str | Mapping[str, str] | None = None
     splits: tuple[str, ...] | None = None
     tasks: TaskConfig = field(default_factory=TaskConfig)
+    pretokenize: bool = True
+    overwrite_cache: bool = False
 
     def files(self) -> dict[str, str]:
         """The files that the configuration names, by split."""
@@ -90,6 +94,14 @@ def read_data(config: DataConfig) -> dict[str, list[Example]]:
         names = ", ".join(DATASETS)
         raise OptionError(f"there is no data set '{config.dataset_name}'; choose among {names}")
     return DATASETS[config.dataset_name](config)
+
+
+def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
+    """The order that `datasets.Dataset.shuffle(seed)` gives."""
+    import numpy  # slow to import; only this function needs it
+
+    order = numpy.random.default_rng(seed).permutation(len(examples))
+    return [examples[i] for i in order]
 
 
 def _alpaca_plus(config: DataConfig) -> dict[str, list[Example]]:

@@ -1,0 +1,453 @@
+"""GistStore: what goes in comes out, under its own key only; quotas, pins, time, counts."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gisting.errors import GistFileError, GistMismatchError, OptionError, SaveError
+from gisting.gist import Gist, Provenance
+from gisting.store import Entry, GistKey, GistStore
+from gisting.store import store as store_module
+from gisting.testing import tiny_gist_model
+
+Pair = tuple[GistKey, Gist]
+Make = Callable[..., Pair]
+
+
+def same(ours: Gist | None, theirs: Gist) -> bool:
+    return (
+        ours is not None
+        and ours.tensors.keys() == theirs.tensors.keys()
+        and all(torch.equal(t, theirs.tensors[n]) for n, t in ours.tensors.items())
+        and (ours.lengths, ours.provenance) == (theirs.lengths, theirs.provenance)
+        and (ours.model, ours.template) == (theirs.model, theirs.template)
+    )
+
+
+class Clock:
+    """Time that moves when told."""
+
+    now = 1_000_000.0
+
+    def time(self) -> float:
+        self.now += 1e-3
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("time.time", clock.time)
+    return clock
+
+
+def test_what_goes_in_comes_out(store: GistStore, pair: Make, tmp_path: Path) -> None:
+    for number, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16)):
+        key, gist = pair(number)
+        gist = replace(gist, tensors={n: t.to(dtype) for n, t in gist.tensors.items()})
+        assert store.get(key) is None
+        assert store.put(key, gist) == key.id
+        assert same(store.get(key), gist)  # from the file
+        assert same(store.get(key), gist)  # from memory
+        assert same(store.load(key.id), gist)
+    store.close()
+    with GistStore(tmp_path / "store", max_memory_bytes=0) as again:
+        assert all(again.get(pair(n)[0]) is not None for n in range(3))
+
+
+def test_every_part_of_a_key_counts(store: GistStore, pair: Make) -> None:
+    key, gist = pair()
+    store.put(key, gist)
+    for other in (
+        replace(key, model="0" * 64),
+        replace(key, adapter="lora"),
+        replace(key, tokenizer="0" * 64),
+        replace(key, template="chat"),
+        replace(key, num_tokens=3),
+        replace(key, tokens=key.tokens[:-1]),
+        replace(key, tokens=(*key.tokens[:-1], 0)),
+    ):
+        assert other.id != key.id
+        assert store.get(other) is None
+
+
+def test_a_collision_of_hashes_is_not_served(store: GistStore, pair: Make) -> None:
+    """No two keys with one SHA-256 are known, so the hash of one is forged here."""
+    key, gist = pair()
+    store.put(key, gist)
+    other = pair(1)[0]
+    object.__setattr__(other, "id", key.id)
+    for _ in range(2):  # from the file, from memory
+        assert store.get(other) is None
+        assert same(store.get(key), gist)
+
+
+def test_a_file_under_another_name_is_not_served(store: GistStore, pair: Make) -> None:
+    (one, gist), (other, _) = pair(1), pair(2)
+    store.put(one, gist)
+    files = store._tiers.disk.folder
+    files.path(other.id).write_bytes(files.path(one.id).read_bytes())
+    assert store.get(other) is None
+    assert same(store.get(one), gist)
+    taken = store.put(None, gist)
+    files.path(other.id).write_bytes(files.path(taken).read_bytes())
+    with pytest.raises(GistFileError, match="something else than its name says"):
+        store.load(other.id)
+    assert store.stats()["quarantined"] == 2
+
+
+def test_a_gist_must_be_its_keys(store: GistStore, pair: Make) -> None:
+    key, gist = pair()
+    (row,) = gist.provenance
+    for other, what in (
+        (Gist.stack([gist, gist]), "one by one, not 2"),
+        (replace(gist, model="0" * 64), "another model"),
+        (replace(gist, template="chat"), "another template"),
+        (pair(k=3)[1], "another number of gist tokens"),
+        (replace(gist, provenance=(replace(row, instruction_tokens=1),)), "instruction length"),
+    ):
+        with pytest.raises(GistMismatchError, match=what):
+            store.put(key, other)
+    with pytest.raises(GistMismatchError, match="one by one, not 2"):
+        store.put(None, Gist.stack([gist, gist]))
+    assert store.entries() == []
+
+
+def test_gists_from_files_are_found_by_id_alone(store: GistStore, pair: Make) -> None:
+    key, gist = pair()
+    id = store.put(None, gist)
+    assert id == store.put(None, gist) != key.id
+    assert store.get(key) is None
+    assert same(store.load(id), gist)
+    measured = replace(gist.provenance[0], fidelity={"score": 0.75, "parts": {}})
+    assert store.put(None, replace(gist, provenance=(measured,))) == id
+    (entry,) = store.entries()
+    assert (entry.keyed, entry.fidelity) == (False, 0.75)
+    assert store.put(None, pair(1)[1]) != id
+
+
+def test_an_entry_tells_everything(store: GistStore, pair: Make, clock: Clock) -> None:
+    key, gist = pair()
+    start = clock.now
+    store.put(key, gist, pinned=True, ttl=60)
+    entry = store.find(key.id)
+    (row,) = gist.provenance
+    assert entry == Entry(
+        id=key.id,
+        keyed=True,
+        model=gist.model,
+        template="decoder",
+        num_tokens=2,
+        num_bytes=store._tiers.disk.folder.path(key.id).stat().st_size,
+        instruction_length=len(key.tokens),
+        instruction_sha256=row.instruction_sha256,
+        created=pytest.approx(start, abs=1),
+        last_used=pytest.approx(start, abs=1),
+        expires=pytest.approx(start + 60, abs=1),
+        pinned=True,
+        fidelity=None,
+    )
+    assert store.entries() == [entry]
+    assert entry.to_json()["id"] == key.id
+
+
+def test_what_is_not_given_again_stays(store: GistStore, pair: Make, clock: Clock) -> None:
+    key, gist = pair()
+    store.put(key, gist, pinned=True, ttl=60)
+    before = store.find(key.id)
+    clock.now += 10
+    scored = replace(gist.provenance[0], fidelity={"score": 0.5})
+    store.put(key, replace(gist, provenance=(scored,)))
+    after = store.find(key.id)
+    assert before and after
+    assert (after.pinned, after.expires, after.fidelity) == (True, before.expires, 0.5)
+    loaded = store.get(key)
+    assert loaded is not None and loaded.provenance[0].fidelity == {"score": 0.5}
+    store.put(key, gist, pinned=False, ttl=5)
+    after = store.find(key.id)
+    assert (
+        after and after.expires and (after.pinned, after.expires < clock.now + 6) == (False, True)
+    )
+
+
+@pytest.mark.parametrize("score", [None, "high", True, -1, 2, float("nan")])
+def test_a_score_that_is_none_is_not_shown(store: GistStore, pair: Make, score: object) -> None:
+    key, gist = pair()
+    row = Provenance("0" * 64, len(key.tokens), {"score": score} if score is not None else None)
+    store.put(key, replace(gist, provenance=(row,)))
+    entry = store.find(key.id)
+    assert entry is not None and entry.fidelity is None
+
+
+def test_time_passes(store: GistStore, pair: Make, clock: Clock, tmp_path: Path) -> None:
+    (key, gist), (other, second) = pair(0), pair(1)
+    store.put(key, gist, ttl=10, pinned=True)
+    store.put(other, second)
+    assert store.get(key) is not None
+    clock.now += 11
+    assert store.get(key) is None  # memory forgets as well
+    with pytest.raises(GistFileError, match="no gist"):
+        store.load(key.id)
+    assert store.find(key.id) is None
+    assert [entry.id for entry in store.entries()] == [other.id]
+    assert store.gc()["expired"] == 1
+    assert not store._tiers.disk.folder.path(key.id).exists()
+    with GistStore(tmp_path / "short", ttl=5) as short:
+        short.put(key, gist)
+        short.put(other, second, ttl=50)
+        clock.now += 6
+        assert short.get(key) is None
+        assert short.get(other) is not None
+
+
+@pytest.mark.parametrize("ttl", [0, -1, float("inf"), float("nan")])
+def test_times_that_mean_nothing(store: GistStore, pair: Make, ttl: float, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="ttl must be above 0"):
+        store.put(*pair(), ttl=ttl)
+    with pytest.raises(OptionError, match="ttl must be above 0"):
+        GistStore(tmp_path / "x", ttl=ttl)
+    with pytest.raises(OptionError, match="max_bytes must be 0 or more"):
+        GistStore(tmp_path / "x", max_bytes=-1)
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_least_recently_used_go(tmp_path: Path, pair: Make, clock: Clock) -> None:
+    with GistStore(tmp_path / "probe") as probe:
+        probe.put(*pair())
+        size = probe.stats()["bytes"]
+    store = GistStore(tmp_path / "small", max_bytes=int(3.5 * size), max_memory_bytes=0)
+    keys = [pair(n)[0] for n in range(6)]
+    store.put(*pair(0), pinned=True)
+    store.put(*pair(1))
+    store.put(*pair(2))
+    assert store.get(keys[1]) is not None  # now 2 is the oldest
+    store.put(*pair(3))
+    assert [store.get(key) is not None for key in keys] == [True, True, False, True, False, False]
+    store.put(*pair(4))
+    store.put(*pair(5))
+    there = {entry.id for entry in store.entries()}
+    assert there == {keys[0].id, keys[4].id, keys[5].id}
+    stats = store.stats()
+    assert (stats["evictions"], stats["entries"], stats["pinned"]) == (3, 3, 1)
+    assert stats["bytes"] <= 3.5 * size
+    assert {p.stem for p in (tmp_path / "small/gists").iterdir()} == there
+
+
+def test_what_expired_goes_first(tmp_path: Path, pair: Make, clock: Clock) -> None:
+    with GistStore(tmp_path / "probe") as probe:
+        probe.put(*pair())
+        size = probe.stats()["bytes"]
+    store = GistStore(tmp_path / "small", max_bytes=int(2.5 * size))
+    store.put(*pair(0))
+    store.put(*pair(1), ttl=1, pinned=True)
+    clock.now += 2
+    store.put(*pair(2))
+    assert {entry.id for entry in store.entries()} == {pair(0)[0].id, pair(2)[0].id}
+
+
+def test_pins_are_kept_and_fill_the_quota(tmp_path: Path, pair: Make) -> None:
+    with GistStore(tmp_path / "probe") as probe:
+        probe.put(*pair())
+        size = probe.stats()["bytes"]
+    store = GistStore(tmp_path / "small", max_bytes=int(2.5 * size))
+    store.put(*pair(0), pinned=True)
+    store.put(*pair(1))
+    store.pin(pair(1)[0].id)
+    with pytest.raises(SaveError, match=r"does not fit .* of them pinned; raise it or unpin"):
+        store.put(*pair(2))
+    assert len(store.entries()) == 2
+    assert list((tmp_path / "small/new").iterdir()) == []
+    store.put(*pair(1))  # the same again takes no more room
+    store.pin(pair(0)[0].id, False)
+    store.put(*pair(2))
+    assert {entry.id for entry in store.entries()} == {pair(1)[0].id, pair(2)[0].id}
+    with pytest.raises(SaveError, match="does not fit"):
+        GistStore(tmp_path / "tiny", max_bytes=10).put(*pair())
+
+
+def test_a_smaller_quota_holds_from_the_next_collection(tmp_path: Path, pair: Make) -> None:
+    with GistStore(tmp_path / "store") as store:
+        for number in range(4):
+            store.put(*pair(number))
+        size = store.stats()["bytes"]
+    with GistStore(tmp_path / "store", max_bytes=size // 2) as store:
+        assert store.gc()["evicted"] == 2
+        assert store.stats()["bytes"] <= size // 2
+
+
+def test_memory_is_bounded(tmp_path: Path, pair: Make) -> None:
+    size = pair()[1].num_bytes
+    store = GistStore(tmp_path / "store", max_memory_bytes=2 * size)
+    for number in range(4):
+        store.put(*pair(number))
+        store.get(pair(number)[0])
+    assert (store.stats()["memory_entries"], store.stats()["memory_bytes"]) == (2, 2 * size)
+    hits = store.stats()["hits_memory"]
+    store.get(pair(3)[0])
+    store.get(pair(0)[0])
+    assert store.stats()["hits_memory"] == hits + 1
+    store.remove(pair(0)[0].id)
+    assert store.stats()["memory_bytes"] == size
+    none = GistStore(tmp_path / "store", max_memory_bytes=0)
+    none.get(pair(3)[0])
+    assert none.stats()["memory_entries"] == 0
+
+
+def test_another_stores_changes_are_seen(tmp_path: Path, pair: Make) -> None:
+    """Two stores of one folder, as in two processes: memory never outlives the file."""
+    ours, theirs = GistStore(tmp_path / "store"), GistStore(tmp_path / "store")
+    (key, gist), changed = pair(0), pair(0)[1]
+    ours.put(key, gist)
+    assert ours.get(key) is not None and theirs.get(key) is not None
+    changed.tensors["layers.0.keys"].fill_(7)
+    theirs.put(key, changed)
+    assert same(ours.get(key), changed)
+    theirs.pin(key.id)
+    entry = ours.find(key.id)
+    assert entry is not None and entry.pinned
+    assert theirs.remove(key.id)
+    assert ours.get(key) is None
+    assert not ours.remove(key.id)
+
+
+@pytest.mark.parametrize(
+    "id", ["", "x", "../../etc/passwd", "A" * 64, "0" * 63, "0" * 65, "0" * 64 + "\n", "/" * 64]
+)
+def test_only_ids_become_paths(store: GistStore, id: str) -> None:
+    for action in (store.load, store.find, store.remove, store.pin):
+        with pytest.raises(OptionError, match="is no gist id"):
+            action(id)
+
+
+def test_what_is_not_there(store: GistStore) -> None:
+    id = "0" * 64
+    assert store.find(id) is None
+    assert not store.remove(id)
+    for action in (store.load, store.pin):
+        with pytest.raises(GistFileError, match=f"no gist {id} in .*see gisting store ls"):
+            action(id)
+
+
+def test_counts_are_kept(tmp_path: Path, pair: Make) -> None:
+    with GistStore(tmp_path / "store") as store:
+        store.get(pair(0)[0])
+        store.put(*pair(0))
+        store.get(pair(0)[0])
+        store.get(pair(0)[0])
+    with GistStore(tmp_path / "store") as store:
+        stats = store.stats()
+    assert {n: stats[n] for n in ("misses", "hits_disk", "hits_memory", "hits", "entries")} == {
+        "misses": 1,
+        "hits_disk": 1,
+        "hits_memory": 1,
+        "hits": 2,
+        "entries": 1,
+    }
+    assert stats.keys() >= {"bytes", "evictions", "quarantined", "unsaved", "memory_bytes"}
+
+
+def test_the_default_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("GISTING_STORE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert GistStore.default_place() == str(tmp_path / "gisting/gists")
+    monkeypatch.setenv("GISTING_STORE", "s3://bucket")
+    assert GistStore.default_place() == "s3://bucket"
+
+
+def test_compressed_once_and_kept(store: GistStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_gist_model()
+    gist = store.get_or_compress(model, "Answer in one word.", num_gist_tokens=2)
+    assert same(gist, model.compress("Answer in one word.", num_gist_tokens=2))
+    key = GistKey.of(model, "Answer in one word.", 2)
+    assert same(store.get(key), gist)
+    assert model.generate("Hi", store.get(key), max_new_tokens=4) == model.generate(
+        "Hi", gist, max_new_tokens=4
+    )
+    monkeypatch.setattr(model, "compress", None)
+    assert same(store.get_or_compress(model, "Answer in one word.", num_gist_tokens=2), gist)
+    assert store.stats()["compressed"] == 1
+
+
+def test_asked_many_times_at_once_compressed_once(
+    store: GistStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_gist_model()
+    compress, calls = model.compress, []
+    started, go = threading.Barrier(9), threading.Event()
+
+    def slow(instruction: str, **options: object) -> Gist:
+        calls.append(instruction)
+        assert go.wait(300)
+        return compress(instruction, **options)
+
+    monkeypatch.setattr(model, "compress", slow)
+    found: list[Gist] = []
+
+    def ask() -> None:
+        started.wait(300)
+        found.append(store.get_or_compress(model, "Be brief."))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    started.wait(300)
+    go.set()
+    for thread in threads:
+        thread.join(300)
+    assert calls == ["Be brief."]
+    assert len(found) == 8
+    assert all(same(gist, found[0]) for gist in found)
+
+
+def test_an_error_reaches_all_who_wait_and_nobody_later(
+    store: GistStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_gist_model()
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "compress", lambda *_, **__: 1 / 0)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                store.get_or_compress(model, "Be brief.")
+    assert store.get_or_compress(model, "Be brief.").lengths == (1,)
+
+
+def test_an_interrupted_compression_is_taken_over(
+    store: GistStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_gist_model()
+    compress, calls = model.compress, []
+    begun, waiting = threading.Event(), threading.Event()
+
+    def first_interrupted(instruction: str, **options: object) -> Gist:
+        calls.append(instruction)
+        if len(calls) == 1:
+            begun.set()
+            assert waiting.wait(300)
+            raise KeyboardInterrupt
+        return compress(instruction, **options)
+
+    monkeypatch.setattr(model, "compress", first_interrupted)
+    found: list[Gist] = []
+
+    def follow() -> None:
+        assert begun.wait(300)
+        waiting.set()
+        found.append(store.get_or_compress(model, "Be brief."))
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        store.get_or_compress(model, "Be brief.")
+    thread.join(300)
+    assert len(found) == 1
+
+
+def test_all_is_the_namespace() -> None:
+    import gisting.store
+
+    assert set(gisting.store.__all__) == {"Entry", "GistKey", "GistStore"}
+    assert store_module.GistStore is GistStore

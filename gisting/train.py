@@ -1,69 +1,86 @@
-"""`python -m gisting.train` and `gisting train`: the training entry, the only one to know Hydra.
+"""`python -m gisting.train` and `gisting train`: the training entry.
+
+    argv ── composing ──> checked settings ── Hydra ──> one job, or those of a sweep ──> run_config
 
 Published usage: `python -m gisting.train training.gist.num_gist_tokens=2 wandb.tag=mine`.
 """
 
-import dataclasses
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gisting.errors import GistingError, MissingExtraError, OptionError
+from gisting.errors import DataError, GistingError, MissingExtraError, OptionError
 from gisting.prompts import Example
+from gisting.training.composing import (
+    check,
+    explain,
+    flags,
+    parse_request,
+    plain,
+    register_defaults,
+)
+from gisting.training.settings import CONF, help_text
 
-CONF = Path(__file__).parent / "conf"
+if TYPE_CHECKING:
+    from gisting.training.arguments import TrainingConfig
+    from gisting.training.benchmarking import BenchmarkArguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compose the configuration from `argv` (Hydra overrides) and run it."""
-    try:
-        import hydra
-    except ImportError as error:
-        raise MissingExtraError("hydra-core", "train") from error
-    sys.argv = ["gisting train", *(sys.argv[1:] if argv is None else argv)]
-    register_defaults()
-    check_overrides(sys.argv[1:])
-    hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_run)()
-
-
-def check_overrides(argv: Sequence[str]) -> None:
-    """Compose once beforehand, since Hydra's own entry reports mistakes its own way.
+    """Compose the configuration from `argv` (Hydra overrides) and run it.
 
     Raises:
-        OptionError: an override that does not parse, or names no key or group.
+        OptionError: a setting or an option that means nothing.
+        GistingError: what the run itself could not use.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-
-    if any(argument.startswith("-") for argument in argv):
-        return  # --help, --multirun, --cfg: Hydra's
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            compose("config", list(argv))
-    except HydraException as error:
-        reason = " ".join(str(error).split())
-        raise OptionError(f"{reason}; see docs/training.md, or --cfg job for all keys") from error
+        import hydra
+        from hydra.errors import HydraException
+    except ImportError as error:
+        raise MissingExtraError("hydra-core", "train") from error
+    request = parse_request(sys.argv[1:] if argv is None else argv)
+    if request.help:
+        print(help_text(), end="")
+        return
+    register_defaults()
+    check(request)
+    failures: list[GistingError] = []
+
+    def job(config: Any) -> None:
+        try:
+            _run(config)
+        except GistingError as error:
+            if "SUBMITIT_EXECUTOR" in os.environ:
+                raise  # this process was started for the job; submitit tells the one that waits
+            failures.append(error)
+
+    entry = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)
+    with _as_process([*flags(request), *request.settings]):
+        try:
+            entry()
+        except HydraException as error:
+            raise explain(error) from error
+    if failures:
+        raise failures[0]
 
 
-def register_defaults() -> None:
-    """Offer every key of Hugging Face's training arguments to Hydra, so none needs a `+`."""
-    from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
-    from transformers import Seq2SeqTrainingArguments
-
-    names = {field.name: None for field in dataclasses.fields(Seq2SeqTrainingArguments)}
-    ConfigStore.instance().store(
-        group="hf", name="arguments", node={"training": names}, package="_global_"
-    )
-    resolvers = {
-        "basename": lambda path: Path(str(path)).stem,
-        "joined": lambda value: (
-            value if isinstance(value, str | int) else "+".join(map(str, value))
-        ),
-    }
-    for name, resolve in resolvers.items():
-        OmegaConf.register_new_resolver(name, resolve, replace=True)
+@contextmanager
+def _as_process(argv: Sequence[str]) -> Iterator[None]:
+    """Hydra reads its arguments from the process, and hands errors on only when told to."""
+    before, flag = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["gisting train", *argv], "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        if flag is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = flag
 
 
 def run_config(raw: Mapping[str, Any]) -> dict[str, float]:
@@ -71,6 +88,7 @@ def run_config(raw: Mapping[str, Any]) -> dict[str, float]:
     from gisting.evaluation.answers import AnswerOptions
     from gisting.evaluation.splits import SplitEvaluator
     from gisting.training.arguments import TrainingConfig, parse_config
+    from gisting.training.benchmarking import parse_benchmarking
     from gisting.training.job import run
     from gisting.training.trainer import Evaluate
 
@@ -85,22 +103,66 @@ def run_config(raw: Mapping[str, Any]) -> dict[str, float]:
             max_new_tokens=longest,
             max_length=longest,
             num_beams=int(config.hf.get("generation_num_beams") or 1),
+            path=config.evaluation.path,
         )
         return SplitEvaluator(splits, options, folder if config.write_outputs else None)
 
-    return run(parse_config(raw), make_evaluate)
+    config = parse_config(raw)
+    benchmarking = parse_benchmarking(raw.get("training") or {})
+    if benchmarking is None:
+        return run(config, make_evaluate)
+    without_evaluation = replace(config, hf={**config.hf, "do_eval": False})
+    results = run(without_evaluation, make_evaluate) if config.hf.get("do_train") else {}
+    return results | _benchmark(config, benchmarking)
+
+
+def _benchmark(config: "TrainingConfig", asked: "BenchmarkArguments") -> dict[str, float]:
+    """Write the published benchmark file of the human split; returns reductions in percent.
+
+    Raises: as `benchmark_examples`; OptionError for neg_control, which keeps nothing of a prompt.
+    """
+    import torch
+
+    from gisting.benchmark.published import benchmark_examples
+    from gisting.model import GistModel
+    from gisting.models.inputs import move
+    from gisting.training.start import check_trained, output_folder, read_splits, start_model
+
+    condition = next(iter(config.gist.condition))
+    if condition == "neg_control":
+        raise OptionError("training.do_benchmarking: neg_control keeps nothing of a prompt")
+    if os.environ.get("RANK", "0") != "0":
+        return {}
+    _, splits = read_splits(config)
+    if not splits:
+        raise DataError("there is no validation split to benchmark; give data.validation_file")
+    human = splits.get("validation_human") or next(iter(splits.values()))
+    if config.hf.get("do_train"):
+        folder = output_folder(config)
+        model = GistModel.from_pretrained(folder, dtype=config.model.dtype)
+    else:
+        check_trained(config)
+        model = start_model(config, int(config.hf.get("seed") or 0))
+    on_gpu = torch.cuda.is_available() and not config.hf.get("use_cpu")
+    move(model.hf_model.eval(), torch.device("cuda" if on_gpu else "cpu"))
+    return benchmark_examples(
+        model,
+        human[: asked.max_samples],
+        Path(asked.output_file),
+        k=config.gist.num_gist_tokens[0],
+        instructions=asked.prompt_caching or condition == "pos_control",
+        profiler=asked.profiler,
+        sanity_checks=asked.sanity_checks,
+    )
 
 
 def _run(config: Any) -> None:
-    from omegaconf import OmegaConf
+    from transformers.utils.logging import disable_progress_bar
 
-    raw = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(raw, dict)
-    try:
-        results = run_config({str(key): value for key, value in raw.items()})
-    except GistingError as error:
-        print(f"gisting: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    disable_progress_bar()  # one for each file written; the run has its own
+    results = run_config(plain(config))
+    if os.environ.get("RANK", "0") != "0":
+        return  # one process of several speaks
     for name, value in sorted(results.items()):
         print(f"{name:40} {value:.4f}" if isinstance(value, float) else f"{name:40} {value}")
 

@@ -1,13 +1,15 @@
 """The configuration of a training run: plain data, checked. Knows nothing about Hydra.
 
 `training.*` holds Hugging Face's own arguments, passed through as they are, and a few of ours.
-Keys of the published configs that transformers has renamed since are translated (`RENAMED`).
+Published keys of another name or none today are translated first (`published`).
 """
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +17,29 @@ import torch
 from transformers import Seq2SeqTrainingArguments
 
 from gisting.data.sets import DataConfig, TaskConfig
-from gisting.errors import GistingError, OptionError
+from gisting.errors import GistingError, MissingExtraError, OptionError
 from gisting.masks import CONDITIONS
+from gisting.training.benchmarking import parse_benchmarking
+from gisting.training.lora import LoraArguments, parse_lora
+from gisting.training.objectives import make_objective
+from gisting.training.published import translate
 
-RENAMED = {
-    "evaluation_strategy": "eval_strategy",
-    "warmup_ratio": "warmup_steps",  # a fraction below one is a ratio (transformers 5)
-    "no_cuda": "use_cpu",
+SECTIONS = ("wandb", "model", "data", "training", "evaluation")
+SINCE = {  # transformers' own new names, which its oldest supported release does not know
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
-DROPPED = ("include_inputs_for_metrics", "group_by_length", "overwrite_output_dir", "report_to")
+REPORTS = ("tensorboard", "wandb")
 POSITIVE = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-    "generation_max_length", "num_train_epochs", "learning_rate", "logging_steps",
+    "generation_max_length", "num_train_epochs", "learning_rate", "logging_steps", "eval_steps",
+    "save_steps",
 )  # fmt: skip
 OURS = (
-    "gist", "in_order", "overwrite_output_dir", "write_outputs", "evaluate_before_train",
-    "do_benchmarking", "do_benchmarking_sanity_checks", "benchmarking_output_file",
-    "benchmarking_profiler", "benchmarking_prompt_caching", "max_benchmarking_samples",
+    "gist", "lora", "objective", "packing", "report_to", "in_order", "overwrite_output_dir",
+    "write_outputs", "evaluate_before_train", "do_benchmarking", "do_benchmarking_sanity_checks",
+    "benchmarking_output_file", "benchmarking_profiler", "benchmarking_prompt_caching",
+    "max_benchmarking_samples",
 )  # fmt: skip
 
 
@@ -55,18 +63,54 @@ class ModelArguments:
     Attributes:
         model_name_or_path: a base model, a gist model, or "embedded".
         pretrained: read its weights; otherwise only its config, with random weights.
+        model_revision: branch, tag or commit of a hub id.
+        config_name: another place to read the config from, where `pretrained` is false.
         config: build the config from these values (with `model_type`) instead of reading one.
         tokenizer_name: another tokenizer than the model's; "tasks" trains one on generated tasks.
         template: prompt template; default: the family's.
+        attention: transformers' name of an attention: "sdpa", "eager", "flex_attention"; None is
+            transformers' own choice.
     """
 
     model_name_or_path: str = "google/flan-t5-base"
     pretrained: bool = True
     cache_dir: str | None = ".cache/"
+    model_revision: str = "main"
+    config_name: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     tokenizer_name: str | None = None
     template: str | None = None
     dtype: str = "float32"
+    attention: str | None = None
+
+
+@dataclass(frozen=True)
+class WandbArguments:
+    """`wandb`: the published keys. Group and name also make the default output folder.
+
+    Attributes:
+        log: report to Weights & Biases where there is an API key, or WANDB_MODE=offline.
+        entity, project: whose, and which; None is the account's default.
+        tag: what the group's name begins with, and a tag of the run.
+    """
+
+    log: bool = False
+    entity: str | None = None
+    project: str | None = "gist"
+    tag: str = "run"
+    group: str = "gist"
+    name: str = "run"
+
+
+@dataclass(frozen=True)
+class EvaluationArguments:
+    """`evaluation`: how the validation splits are answered.
+
+    Attributes:
+        path: "cache" generates from the gist, as users do; "mask" under the mask, as published.
+    """
+
+    path: str = "cache"
 
 
 @dataclass(frozen=True)
@@ -77,8 +121,8 @@ class TrainingConfig:
     data: DataConfig
     gist: GistArguments
     hf: Mapping[str, Any]
-    name: str = "run"
-    group: str = "gist"
+    lora: LoraArguments | None = None
+    wandb: WandbArguments = field(default_factory=WandbArguments)
     report_to: tuple[str, ...] = ()
     max_train_samples: int | None = None
     max_eval_samples: int | None = None
@@ -86,15 +130,28 @@ class TrainingConfig:
     write_outputs: bool = True
     evaluate_before_train: bool = False
     in_order: bool = False
+    evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
+    objective: Mapping[str, Any] = field(default_factory=lambda: {"name": "cross_entropy"})
+    packing: int | None = None
 
     def training_arguments(self, folder: Path) -> Seq2SeqTrainingArguments:
-        """Hugging Face's arguments, writing to `folder` (raises OptionError)."""
+        """Hugging Face's arguments, writing to `folder` (raises OptionError, MissingExtraError)."""
+        _check_deepspeed(self.hf.get("deepspeed"))
         pin = torch.cuda.is_available()
-        given = {"dataloader_pin_memory": pin, **self.hf, "output_dir": str(folder)}
+        defaults = {"dataloader_pin_memory": pin, "include_num_input_tokens_seen": "non_padding"}
+        given = {**defaults, **self.hf, "output_dir": str(folder)}
         try:
-            return Seq2SeqTrainingArguments(**given, report_to=list(self.report_to) or "none")
+            args = Seq2SeqTrainingArguments(**given, report_to="none")  # `reporting` does
         except (ValueError, TypeError, ImportError) as error:
-            raise OptionError(f"training: {str(error).splitlines()[0]}") from error
+            raise OptionError(_said_of_training(error)) from error
+        if args.fp16 and args.device.type == "cpu":  # accelerate would ignore it
+            raise OptionError("training.fp16 needs a GPU; training.bf16 works on the CPU, too")
+        if args.n_gpu > 1:  # transformers would split batches by rows: torch's DataParallel
+            raise OptionError(
+                f"one process sees {args.n_gpu} GPUs; start one for each with torchrun "
+                f"--nproc_per_node {args.n_gpu} -m gisting.train, or set CUDA_VISIBLE_DEVICES=0"
+            )
+        return args
 
 
 def parse_config(raw: Mapping[str, Any]) -> TrainingConfig:
@@ -104,7 +161,7 @@ def parse_config(raw: Mapping[str, Any]) -> TrainingConfig:
         OptionError: an unknown key (with the nearest known one), a value that means nothing.
     """
     try:
-        return _parse(raw)
+        return _parse(translate(raw))
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         if isinstance(error, GistingError):
             raise
@@ -112,22 +169,23 @@ def parse_config(raw: Mapping[str, Any]) -> TrainingConfig:
 
 
 def _parse(raw: Mapping[str, Any]) -> TrainingConfig:
+    for key in raw:
+        if key not in SECTIONS:
+            raise OptionError(f"unknown key {key}{_nearest(key, SECTIONS)}")
     training = {**raw.get("training", {})}
     gist = parse_gist(training.get("gist", {}))
-    if training.get("do_benchmarking"):
-        raise OptionError("training.do_benchmarking is not here yet; use python -m benchmarks")
+    parse_benchmarking(training)  # gisting.train runs it
     known = {f.name: f.default for f in dataclasses.fields(Seq2SeqTrainingArguments)}
     hf: dict[str, Any] = {}
     for key, value in training.items():
-        name = RENAMED.get(key, key)
-        if key in OURS or key in DROPPED or value is None:
+        if key in OURS or value is None:
             continue
-        if name not in known:
-            raise OptionError(f"unknown key training.{key}{_nearest(key, known)}")
-        _check_number(key, value, known[name])
-        hf[name] = value
-    if training.get("group_by_length"):
-        hf["train_sampling_strategy"] = "group_by_length"
+        if SINCE.get(key) in known:
+            key = SINCE[key]
+        if key not in known:
+            raise OptionError(f"unknown key training.{key}{_nearest(key, (*known, *OURS))}")
+        _check_number(key, value, known[key])
+        hf[key] = value
     data = {**raw.get("data", {})}
     if "tasks" in data:
         data["tasks"] = _make(TaskConfig, "data.tasks", data["tasks"] or {})
@@ -135,19 +193,24 @@ def _parse(raw: Mapping[str, Any]) -> TrainingConfig:
     for key, value in limits.items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise OptionError(f"data.{key} must be at least 1, not {value}")
-    wandb = raw.get("wandb", {})
+    wandb = _make(WandbArguments, "wandb", raw.get("wandb", {}))
+    lora, objective = parse_lora(training.get("lora")), parse_objective(training.get("objective"))
+    check_teacher(objective, lora)
     return TrainingConfig(
         model=_make(ModelArguments, "model", raw.get("model", {})),
         data=_make(DataConfig, "data", data),
         gist=gist,
+        lora=lora,
         hf=hf,
-        name=str(wandb.get("name", "run")),
-        group=str(wandb.get("group", "gist")),
-        report_to=("wandb",) if wandb.get("log") else (),
+        wandb=wandb,
+        report_to=parse_reports(training.get("report_to"), wandb.log),
         overwrite_output_dir=bool(training.get("overwrite_output_dir")),
         write_outputs=bool(training.get("write_outputs", True)),
         evaluate_before_train=bool(training.get("evaluate_before_train")),
         in_order=bool(training.get("in_order")),
+        evaluation=_make(EvaluationArguments, "evaluation", raw.get("evaluation", {})),
+        objective=objective,
+        packing=parse_packing(training.get("packing")),
         **limits,
     )
 
@@ -162,23 +225,85 @@ def parse_gist(raw: Mapping[str, Any]) -> GistArguments:
         raise OptionError(f"unknown key training.gist.{min(unknown)}")
     if raw.get("add_gist_token", True) is not True:
         raise OptionError("training.gist.add_gist_token=false is not supported: no gist, no mask")
-    given = raw.get("condition", "gist")
-    weights = {given: 1.0} if isinstance(given, str) else {k: float(v) for k, v in given.items()}
+    weights = _condition_weights(raw.get("condition", "gist"))
+    return GistArguments(weights, _gist_tokens(raw.get("num_gist_tokens", 1)))
+
+
+def _condition_weights(given: Any) -> dict[str, float]:
+    weights = {given: 1.0} if isinstance(given, str) else given
+    if not isinstance(weights, Mapping):
+        raise OptionError(
+            f"training.gist.condition is a name, or weights by name such as {{gist: 0.7, "
+            f"pos_control: 0.3}}, not {given}"
+        )
     for name, weight in weights.items():
         if name not in CONDITIONS:
             known = ", ".join(CONDITIONS)
             raise OptionError(
                 f"unknown condition {name!r} in training.gist.condition; choose one of {known}"
             )
-        if weight <= 0:
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
             raise OptionError(f"the weight of condition {name!r} must be above 0, not {weight}")
     if not weights:
         raise OptionError("training.gist.condition names no condition; give gist")
-    number = raw.get("num_gist_tokens", 1)
-    ks = (number,) if isinstance(number, int) else tuple(number)
-    if isinstance(number, bool) or not ks or not all(type(k) is int and k >= 1 for k in ks):
-        raise OptionError(f"training.gist.num_gist_tokens must be at least 1, not {number}")
-    return GistArguments(weights, ks)
+    return {name: float(weight) for name, weight in weights.items()}
+
+
+def _gist_tokens(given: Any) -> tuple[int, ...]:
+    ks = tuple(given) if isinstance(given, list | tuple) else (given,)
+    if not ks or not all(type(k) is int for k in ks):
+        raise OptionError(
+            f"training.gist.num_gist_tokens is a whole number, or a list of them, not {given!r}"
+        )
+    if min(ks) < 1:
+        raise OptionError(f"training.gist.num_gist_tokens must be at least 1, not {given}")
+    return ks
+
+
+def parse_reports(given: str | Iterable[str] | None, wandb: bool) -> tuple[str, ...]:
+    """`training.report_to`, a name or several, and `wandb.log` (raises OptionError)."""
+    names = {given} if isinstance(given, str) else set(given or ())
+    names = (names - {"none"}) | ({"wandb"} if wandb else set())
+    for name in sorted(names - set(REPORTS)):
+        known = ", ".join((*REPORTS, "none"))
+        raise OptionError(f"unknown training.report_to {name!r}; choose one of {known}")
+    return tuple(sorted(names))
+
+
+def _said_of_training(error: Exception) -> str:
+    """Hugging Face's complaint in our keys."""
+    text = str(error).splitlines()[0]
+    if "use_cpu" in text:
+        return "training.bf16 without a GPU needs training.use_cpu=true"
+    keys = re.sub(r"--([a-z_]+)", r"training.\1", text)
+    return f"training: {keys}"
+
+
+def check_teacher(objective: Mapping[str, Any], lora: LoraArguments | None) -> None:
+    """Raise OptionError for a teacher without LoRA weights where there are none to leave out."""
+    if objective.get("teacher") == "base" and lora is None:
+        raise OptionError(
+            "training.objective.teacher=base is the model without its LoRA weights; give "
+            "training.lora=true too, or teacher=self"
+        )
+
+
+def parse_objective(raw: Any) -> dict[str, Any]:
+    """`training.objective`: a name, or a mapping with a name and settings (raises OptionError)."""
+    given = {"name": raw} if isinstance(raw, str) else {"name": "cross_entropy", **(raw or {})}
+    make_objective(given)
+    return given
+
+
+def parse_packing(raw: Any) -> int | None:
+    """`training.packing`: tokens of a packed row; null or 0 pads instead (raises OptionError)."""
+    if raw is None or raw is False or raw == 0:
+        return None
+    if not isinstance(raw, int) or isinstance(raw, bool) or raw < 1:
+        raise OptionError(
+            f"training.packing is the tokens of a row, such as 512, or null to pad; not {raw!r}"
+        )
+    return raw
 
 
 def _make(kind: Any, section: str, raw: Mapping[str, Any]) -> Any:
@@ -187,6 +312,16 @@ def _make(kind: Any, section: str, raw: Mapping[str, Any]) -> Any:
         if key not in known:
             raise OptionError(f"unknown key {section}.{key}{_nearest(key, known)}")
     return kind(**raw)
+
+
+def _check_deepspeed(given: Any) -> None:
+    if isinstance(given, str) and not Path(given).is_file():
+        raise OptionError(
+            f"training.deepspeed: there is no file {given}; the repository has "
+            "ds_configs/stage2.json and ds_configs/stage3.json"
+        )
+    if given and find_spec("deepspeed") is None:
+        raise MissingExtraError("deepspeed", "deepspeed")
 
 
 def _check_number(key: str, value: Any, default: Any) -> None:

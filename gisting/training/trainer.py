@@ -4,29 +4,35 @@ The loop, mixed precision, checkpoints, resume, DeepSpeed and logging are the Tr
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from gisting.data.collate import TrainingRows
+from gisting.data.collate import Batch, TrainingRows
+from gisting.data.tokenized import TokenizedRows
 from gisting.model import GistModel
-from gisting.training.sampler import OrderedLengthSampler
+from gisting.training.objectives import CrossEntropy, Objective, Step
+from gisting.training.ranks import first_does, whole_weights, without_zero3
+from gisting.training.safety import SafeTrainer
+from gisting.training.sampler import GroupedLengthSampler, OrderedLengthSampler
 
 Evaluate = Callable[[GistModel, int], dict[str, float]]
 """(model, step) -> scores named `{split}_{metric}`."""
 
 
-class GistTrainer(Trainer):
+class GistTrainer(SafeTrainer):
     """Trains a GistModel; checkpoints are gist models that `from_pretrained` loads.
 
     Args:
         gist_model: what is trained.
         evaluate_splits: scores the model whenever the Trainer evaluates.
+        objective: what is minimised; the published one by default.
         in_order: keep the order of the data (see `OrderedLengthSampler`).
+        adapted: `gist_model.hf_model` inside a LoRA adapter, if only that is trained.
+        base: a context in which the adapter does nothing.
         kwargs: the Trainer's own.
     """
 
@@ -35,13 +41,22 @@ class GistTrainer(Trainer):
         gist_model: GistModel,
         evaluate_splits: Evaluate | None = None,
         *,
+        objective: Objective | None = None,
         in_order: bool = False,
+        adapted: nn.Module | None = None,
+        base: Callable[[], AbstractContextManager[None]] = nullcontext,
         **kwargs: Any,
     ) -> None:
-        super().__init__(model=gist_model.hf_model, processing_class=gist_model.tokenizer, **kwargs)
+        super().__init__(
+            model=adapted or gist_model.hf_model, processing_class=gist_model.tokenizer, **kwargs
+        )
+        self.base = base
         self.gist_model = gist_model
         self.evaluate_splits = evaluate_splits
+        self.objective: Objective = CrossEntropy() if objective is None else objective
         self.in_order = in_order
+        # `compute_loss` divides by the step's tokens, whatever the family's own loss does
+        self.model_accepts_loss_kwargs = True
 
     def compute_loss(
         self,
@@ -50,24 +65,17 @@ class GistTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Cross-entropy of the output under each row's condition (paper, section 3)."""
-        more = {}
-        if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
-            more["num_items_in_batch"] = num_items_in_batch
-        output: Any = self.gist_model.adapter.forward(
-            inputs["input_ids"],
-            inputs["attention_mask"],
-            gist_id=self.gist_model.gist_id,
-            condition=inputs["conditions"],
-            labels=inputs["labels"],
-            loss_only=True,
-            model=model,
-            **more,
-        )
-        loss = output["loss"]
+        """The objective over the batch's labelled tokens, under each example's condition.
+
+        Divided by the labelled tokens of the whole optimizer step, so that neither accumulation
+        nor packing changes what is learned.
+        """
+        losses = self.objective(Step(self.gist_model, model, cast("Batch", inputs), self.base))
+        count = len(losses) if num_items_in_batch is None else num_items_in_batch
+        loss = losses.sum() / count
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
-        return (loss, output) if return_outputs else loss
+        return (loss, {}) if return_outputs else loss
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -75,9 +83,11 @@ class GistTrainer(Trainer):
         """Scores named `eval_{split}_{metric}`, logged and handed to the callbacks."""
         if self.evaluate_splits is None:
             return {}
+        self.gist_model.weights_changed()
         self.gist_model.hf_model.eval()
-        with torch.no_grad():
-            scores = self.evaluate_splits(self.gist_model, self.state.global_step)
+        evaluate, step = self.evaluate_splits, self.state.global_step
+        with without_zero3(self.args), whole_weights(self.model_wrapped), torch.no_grad():
+            scores = first_does(lambda: evaluate(self.gist_model, step))
         self.gist_model.hf_model.train()
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(metrics)
@@ -92,13 +102,23 @@ class GistTrainer(Trainer):
         assert folder is not None
         self.gist_model.save_gist_files(Path(folder))
 
+    def save_merged(self, adapted: Any) -> None:
+        """Put the adapter into the weights and save a plain gist model in the output folder."""
+        from gisting.models import lora  # needs an extra
+
+        lora.merge(adapted)
+        if self.args.should_save:
+            assert self.args.output_dir is not None
+            self.gist_model.save_pretrained(self.args.output_dir)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = train_dataset or self.train_dataset
-        assert isinstance(dataset, TrainingRows)
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        assert isinstance(dataset, TrainingRows | TokenizedRows)
+        rows, steps = self.args.train_batch_size, self.args.gradient_accumulation_steps
+        size = rows * steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         if self.in_order:
-            seed = self.args.data_seed or self.args.seed
             return OrderedLengthSampler(dataset.lengths, size, seed)
         if self.args.train_sampling_strategy == "group_by_length":
-            return LengthGroupedSampler(size, lengths=dataset.lengths)
+            return GroupedLengthSampler(dataset.lengths, size, seed)
         return super()._get_train_sampler(dataset)

@@ -1,0 +1,80 @@
+"""Mistakes in a training run's settings: what is meant is used, or one line says what is wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gisting.cli import main
+from gisting.errors import OptionError
+from gisting.training.arguments import parse_config
+from gisting.training.job import check_best_metric
+
+SMALL = [
+    "+experiment=tiny",
+    "data.tasks.stages=[[reply,1,16]]",
+    "data.tasks.validation_rows=3",
+    "training.max_steps=1",
+    "training.use_cpu=true",
+    "wandb.log=false",
+]
+
+
+def test_weights_of_conditions_replace_those_of_a_group(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["training.gist.condition={gist: 0.6, pos_control: 0.4}", "--cfg", "job"]
+    assert main(["train", "+experiment=tiny", *given]) == 0
+    shown = capsys.readouterr().out
+    assert "gist: 0.6" in shown
+    assert "pos_control: 0.4" in shown
+    assert "neg_control" not in shown
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("training.gist.condition={gits: 1}", "unknown condition 'gits'"),
+        ("training.gist.condition=[gist]", "is a name, or weights by name"),
+        ("training.gist.condition={gist: -1}", "must be above 0, not -1"),
+        ("training.gist.num_gist_tokens=1.5", "is a whole number, or a list of them, not 1.5"),
+        ("training.gist.num_gist_tokens=null", "is a whole number, or a list of them, not None"),
+        ("training.gist.num_gist_tokens=abc", "is a whole number, or a list of them, not 'abc'"),
+        ("training.gist.num_gist_tokens=[1,0]", "must be at least 1, not [1, 0]"),
+    ],
+)
+def test_a_value_that_means_nothing(
+    setting: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", setting]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+
+
+def test_jobs_of_a_sweep_do_not_share_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = ["training.output_dir=same", "training.gist.num_gist_tokens=1,2"]
+    assert main(["train", "-m", *sweep]) == 2
+    assert "two jobs of the sweep would write to same" in capsys.readouterr().err
+
+
+def config(**training: Any) -> Any:
+    return parse_config({"training": {"use_cpu": True, "eval_strategy": "no", **training}})
+
+
+def test_a_best_checkpoint_needs_validation_rows(tmp_path: Path) -> None:
+    asked = config(load_best_model_at_end=True, eval_strategy="steps", eval_steps=1, save_steps=1)
+    with pytest.raises(OptionError, match="no validation rows to choose the best checkpoint by"):
+        check_best_metric(asked.training_arguments(tmp_path), {})
+
+
+def test_a_score_nobody_computes_is_forgotten_where_no_checkpoint_is_chosen(tmp_path: Path) -> None:
+    args = config(metric_for_best_model="unseen_rougeL").training_arguments(tmp_path)
+    check_best_metric(args, {"validation": []})
+    assert args.metric_for_best_model is None
+
+
+def test_t5_from_random_weights_needs_no_start_token(tmp_path: Path) -> None:
+    sizes = {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_layers": 1, "num_heads": 2}
+    shape = [f"model.config.{name}={value}" for name, value in sizes.items()]
+    given = [*SMALL, "model.config.model_type=t5", *shape, "training.do_eval=false"]
+    ends = ["training.eval_strategy=no", "training.load_best_model_at_end=false"]
+    assert main(["train", *given, *ends, f"training.output_dir={tmp_path}"]) == 0

@@ -5,11 +5,12 @@ Knows nothing about models or files.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from math import sqrt
 from statistics import NormalDist, fmean
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from gisting.errors import MissingExtraError, OptionError
 
@@ -26,6 +27,20 @@ class Lengths(TypedDict):
     p99: int
     max: int
     empty: int
+
+
+def split_sentences(text: str) -> str:
+    """`text` with one sentence a line.
+
+    >>> split_sentences('It works. "Does it?" Yes, 3.5 times.')
+    'It works.\\n"Does it?"\\nYes, 3.5 times.'
+    """
+    return _SENTENCE_END.sub(r"\1\n", text.strip())
+
+
+def clean(text: str) -> str:
+    """`text` as the published evaluation compares it: no `⁇` (unknown tokens), no outer space."""
+    return text.replace("⁇", "").strip()
 
 
 def rouge(
@@ -46,13 +61,19 @@ def rouge(
 
 
 def rouge_scores(
-    predictions: Sequence[str], references: Sequence[str], *, kinds: Sequence[str] = ROUGE_KINDS
+    predictions: Sequence[str],
+    references: Sequence[str],
+    *,
+    kinds: Sequence[str] = ROUGE_KINDS,
+    sentences: Callable[[str], str] = split_sentences,
 ) -> dict[str, list[float]]:
     """The F-measure of every example in percent, by kind; an empty prediction scores 0.
 
     `rougeLsum` compares sentence by sentence. Sentences end at a newline or at `.`, `!` or `?`
     before whitespace: a regular expression, since the splitter that the published scores use (nltk
-    punkt) needs a download. Raises as `rouge` does.
+    punkt) needs a download. Texts whose lines are sentences already want `sentences=clean`.
+
+    Raises as `rouge` does.
     """
     _check_pairs(predictions, references)
     unknown = set(kinds) - set(ROUGE_KINDS)
@@ -62,21 +83,26 @@ def rouge_scores(
         scorer_module = import_module("rouge_score.rouge_scorer")
     except ImportError as error:
         raise MissingExtraError("rouge_score", "eval") from error
-    scorer = scorer_module.RougeScorer(list(kinds), use_stemmer=True)
+    scorer = scorer_module.RougeScorer(list(kinds), tokenizer=_Stemming())
     rows = [
-        scorer.score(split_sentences(reference), split_sentences(prediction))
+        scorer.score(sentences(reference), sentences(prediction))
         for prediction, reference in zip(predictions, references, strict=True)
     ]
     return {kind: [100 * float(row[kind].fmeasure) for row in rows] for kind in kinds}
 
 
-def split_sentences(text: str) -> str:
-    """`text` with one sentence a line.
+class _Stemming:
+    """rouge_score's own tokenizer with its Porter stemmer, which sees each word once."""
 
-    >>> split_sentences('It works. "Does it?" Yes, 3.5 times.')
-    'It works.\\n"Does it?"\\nYes, 3.5 times.'
-    """
-    return _SENTENCE_END.sub(r"\1\n", text.strip())
+    def __init__(self) -> None:
+        from nltk.stem.porter import PorterStemmer
+        from rouge_score.tokenize import tokenize
+
+        self.stem = cache(PorterStemmer().stem)
+        self._tokenize: Callable[[str, Any], list[str]] = tokenize
+
+    def tokenize(self, text: str) -> list[str]:
+        return self._tokenize(text, self)
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
@@ -85,7 +111,14 @@ def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
     Whitespace around both is ignored; case, punctuation and inner whitespace count. Raises
     OptionError if there are no predictions, or not as many references.
     """
-    return 100 * _matches(predictions, references) / len(predictions)
+    return fmean(exact_matches(predictions, references))
+
+
+def exact_matches(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+    """100 for each prediction that `exact_match` counts, 0 for the others; raises as it does."""
+    _check_pairs(predictions, references)
+    pairs = zip(predictions, references, strict=True)
+    return [100.0 * (prediction.strip() == reference.strip()) for prediction, reference in pairs]
 
 
 def exact_match_interval(
@@ -96,8 +129,8 @@ def exact_match_interval(
     Raises as `exact_match` does, and OptionError if `level` is not between 0 and 1.
     """
     _check_level(level)
+    share = exact_match(predictions, references) / 100
     n = len(predictions)
-    share = _matches(predictions, references) / n
     z = NormalDist().inv_cdf((1 + level) / 2)
     center = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -126,6 +159,27 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def paired_difference(
+    scores: Sequence[float],
+    others: Sequence[float],
+    *,
+    seed: int,
+    samples: int = 1000,
+    level: float = 0.95,
+) -> tuple[float, tuple[float, float]]:
+    """The mean of `scores` minus that of `others`, and its interval by the paired bootstrap.
+
+    Both hold the same examples in the same order, and are drawn together: what makes an example
+    hard for both does not widen the interval. Raises OptionError as `bootstrap_interval` does, and
+    where there are not as many of one as of the other.
+    """
+    if len(scores) != len(others):
+        raise OptionError(f"{len(scores)} scores and {len(others)} others are no pairs")
+    differences = [one - other for one, other in zip(scores, others, strict=True)]
+    interval = bootstrap_interval(differences, seed=seed, samples=samples, level=level)
+    return fmean(differences), interval
+
+
 def lengths(texts: Sequence[str]) -> Lengths:
     """Word counts: mean, median (the lower of two), 99th percentile (nearest rank), maximum."""
     counts = sorted(words for words in (len(text.split()) for text in texts) if words)
@@ -138,12 +192,6 @@ def lengths(texts: Sequence[str]) -> Lengths:
         max=counts[-1],
         empty=len(texts) - len(counts),
     )
-
-
-def _matches(predictions: Sequence[str], references: Sequence[str]) -> int:
-    _check_pairs(predictions, references)
-    pairs = zip(predictions, references, strict=True)
-    return sum(prediction.strip() == reference.strip() for prediction, reference in pairs)
 
 
 def _check_pairs(predictions: Sequence[str], references: Sequence[str]) -> None:

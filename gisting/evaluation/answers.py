@@ -1,19 +1,24 @@
-"""Answer every example of a split by generation, under one condition, without any mask.
+"""Answer every example of a split by generation, under one condition.
 
 By the theorem a cached gist gives what the masked pass gives, an empty prefix gives neg_control,
-and the full prompt is pos_control. So evaluation runs what users run. Knows nothing about scores.
+and the full prompt is pos_control. So evaluation runs what users run; `path="mask"` runs the masked
+pass itself. Knows nothing about scores.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-
-import torch
+from types import MappingProxyType
 
 from gisting.errors import OptionError
+from gisting.evaluation.gists import Gists
+from gisting.evaluation.masked import generate_masked
+from gisting.gist import Gist
 from gisting.masks import CONDITIONS
 from gisting.model import GistModel
 from gisting.prompts import Example
+
+PATHS = ("cache", "mask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,11 @@ class AnswerOptions:
         max_length: published `generation_max_length` of decoder-only models: the longest prompt of
             a batch counts against it, so long prompts get few new tokens. None: no such limit.
         num_beams: beam search.
+        path: "cache" generates from the gist, or "mask" under the condition's mask: a full pass for
+            every token, greedy only.
+
+    Raises:
+        OptionError: an unknown condition or path, or beams under the mask.
     """
 
     condition: str = "gist"
@@ -36,11 +46,16 @@ class AnswerOptions:
     max_new_tokens: int = 128
     max_length: int | None = None
     num_beams: int = 1
+    path: str = "cache"
 
     def __post_init__(self) -> None:
         if self.condition not in CONDITIONS:
             known = ", ".join(CONDITIONS)
             raise OptionError(f"unknown condition {self.condition!r}; choose one of {known}")
+        if self.path not in PATHS:
+            raise OptionError(f"unknown path {self.path!r}; choose one of {', '.join(PATHS)}")
+        if self.path == "mask" and self.num_beams > 1:
+            raise OptionError("path=mask is greedy; set num_beams to 1, or use path=cache")
 
 
 def answer(
@@ -48,49 +63,67 @@ def answer(
     examples: Sequence[Example],
     options: AnswerOptions,
     *,
-    progress: Callable[[int], None] = lambda done: None,
+    known: Mapping[int, str] = MappingProxyType({}),
+    found: Callable[[Mapping[int, str]], None] = lambda answers: None,
 ) -> list[str]:
-    """An answer for each example, in order. An instruction met twice is compressed once a batch.
+    """An answer for each example, in order. An instruction met twice is compressed once.
 
     Examples of like length share a batch. A prompt with no room left for one new token is answered
     with "", as the published evaluation does.
 
     Args:
-        progress: called with the number of examples answered since the last call.
+        known: answers that are there already, by row.
+        found: called after each batch with its answers, by row.
 
     Raises:
         PromptError: an instruction is empty, or a text holds `<GIST>`.
     """
     k = model.check_k(options.num_gist_tokens)
     lengths = [len(model.encoder.prompt(e.instruction, e.input, k)) for e in examples]
-    answers = [""] * len(examples)
-    for rows in _batches(lengths, options.batch_size):
-        room = _room(model, max(lengths[row] for row in rows), options)
+    answers = dict(known)
+    todo = [example for row, example in enumerate(examples) if row not in answers]
+    gists = Gists(
+        partial(model.compress, num_gist_tokens=k), [example.instruction for example in todo]
+    )
+    for batch in _batches(lengths, options.batch_size):
+        rows = [row for row in batch if row not in answers]
+        if not rows:
+            continue
+        room = _room(model, max(lengths[row] for row in batch), options)
+        texts = [""] * len(rows)
         if room >= 1:
-            for row, text in zip(
-                rows,
-                _answer_batch(model, [examples[r] for r in rows], k, room, options),
-                strict=True,
-            ):
-                answers[row] = text
-        progress(len(rows))
-    return answers
+            texts = _answer_batch(model, [examples[row] for row in rows], k, room, options, gists)
+        new = dict(zip(rows, texts, strict=True))
+        answers.update(new)
+        found(new)
+    return [answers[row] for row in range(len(examples))]
 
 
 def _answer_batch(
-    model: GistModel, batch: Sequence[Example], k: int, room: int, options: AnswerOptions
+    model: GistModel,
+    batch: Sequence[Example],
+    k: int,
+    room: int,
+    options: AnswerOptions,
+    gists: Gists,
 ) -> list[str]:
     inputs = [example.input for example in batch]
     instructions = [example.instruction for example in batch]
+    if options.path == "mask":
+        return generate_masked(
+            model,
+            inputs,
+            instructions,
+            condition=options.condition,
+            num_gist_tokens=k,
+            max_new_tokens=room,
+        )
     generate = partial(model.generate, max_new_tokens=room, num_beams=options.num_beams)
     if options.condition == "pos_control":
         return generate(inputs, instructions=instructions, num_gist_tokens=k)
     if options.condition == "neg_control":
         return generate(inputs)
-    unique = list(dict.fromkeys(instructions))
-    gists = model.compress(unique, num_gist_tokens=k)
-    rows = torch.tensor([unique.index(instruction) for instruction in instructions])
-    return generate(inputs, gists.select(rows))
+    return generate(inputs, Gist.stack(gists.take(instructions)))
 
 
 def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -1,24 +1,50 @@
-"""Score a model on the splits: loss, ROUGE and exact match, and the outputs as a CSV file.
+"""Score a model on the splits: loss, ROUGE and exact match, and the outputs as CSV files.
 
-The CSV has the published columns `x,y_pred,y_true` and name `outputs-{step}-{split}.csv`.
+examples ── answer ──> answers ── score ──> SplitResult ──> metrics
+                          └── save ──> outputs-{step}-{split}.csv
 """
 
-import csv
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
 from gisting.data.collate import Collator, EncodedRows, Limits
+from gisting.errors import DataError
 from gisting.evaluation.answers import AnswerOptions, answer
-from gisting.files import write_atomically
-from gisting.metrics import exact_match, rouge
+from gisting.evaluation.outputs import Output, write_outputs
+from gisting.evaluation.scores import Scores, score
 from gisting.model import GistModel
 from gisting.prompts import GIST_TOKEN, Example
 
-Progress = Callable[[int], None]
+WITH_INTERVAL = ("rougeL", "exact_match")
+"""Scores that carry an interval during training, as `{name}_low` and `{name}_high`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitResult:
+    """What a model made of a split.
+
+    Attributes:
+        answers: one for each example.
+        scores: of the answers.
+        loss: of the references, nats a token.
+        gen_len: mean length of the answers in tokens.
+    """
+
+    answers: Sequence[str]
+    scores: Scores
+    loss: float
+    gen_len: float
+
+    @property
+    def perplexity(self) -> float:
+        """Of the references: e to the power of the loss."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
 @dataclass(frozen=True)
@@ -30,12 +56,14 @@ class SplitEvaluator:
         options: how to answer.
         folder: where outputs go; None writes none.
         limits: where rows are cut for the loss, by split.
+        seed: of the intervals.
     """
 
     splits: Mapping[str, Sequence[Example]]
     options: AnswerOptions
     folder: Path | None = None
     limits: Callable[[str], Limits] = Limits.for_split
+    seed: int = 0
 
     def __call__(self, model: GistModel, step: int) -> dict[str, float]:
         """Scores named `{split}_{metric}`, with `validation_` left out of the split's name."""
@@ -47,31 +75,86 @@ class SplitEvaluator:
         return scores
 
     def score(self, model: GistModel, split: str, step: int) -> dict[str, float]:
-        """Scores of one split: loss, rouge1, rouge2, rougeL, rougeLsum, exact_match, gen_len."""
+        """Scores of one split: loss, perplexity, rouge1, rouge2, rougeL, rougeLsum, exact_match,
+        words, gen_len, samples, runtime, and the intervals of `WITH_INTERVAL`."""
         start = time.perf_counter()
         examples = self.splits[split]
-        predictions = answer(model, examples, self.options)
-        references = [example.output for example in examples]
+        result = evaluate_split(model, examples, self.options, self.limits(split))
+        if self.folder is not None:
+            path = self.folder / f"outputs-{step}-{split}.csv"
+            save_answers(path, model, examples, result.answers, self.options.num_gist_tokens)
         scores = {
-            "loss": mean_loss(model, examples, self.options, self.limits(split)),
-            **rouge(predictions, references),
-            "exact_match": exact_match(predictions, references),
-            "gen_len": sum(map(model.count_tokens, predictions)) / len(predictions),
-            "samples": float(len(predictions)),
+            "loss": result.loss,
+            "perplexity": result.perplexity,
+            **result.scores.means(),
+            "gen_len": result.gen_len,
+            "samples": float(len(examples)),
             "runtime": time.perf_counter() - start,
         }
-        if self.folder is not None:
-            k = model.check_k(self.options.num_gist_tokens)
-            path = self.folder / f"outputs-{step}-{split}.csv"
-            write_outputs(path, model, examples, predictions, k)
+        for name in WITH_INTERVAL:
+            low, high = result.scores.interval(name, seed=self.seed)
+            scores |= {f"{name}_low": low, f"{name}_high": high}
         return scores
+
+
+def evaluate_split(
+    model: GistModel,
+    examples: Sequence[Example],
+    options: AnswerOptions,
+    limits: Limits,
+    *,
+    known: Mapping[int, str] = MappingProxyType({}),
+    found: Callable[[Mapping[int, str]], None] = lambda answers: None,
+) -> SplitResult:
+    """Answer the examples and score the answers; `known` and `found` are those of `answer`.
+
+    Raises:
+        PromptError: an example cannot be a prompt.
+        DataError: no example has an output, or none is short enough.
+        MissingExtraError: rouge_score is not installed.
+    """
+    answers = answer(model, examples, options, known=known, found=found)
+    return SplitResult(
+        answers=answers,
+        scores=score(answers, [example.output for example in examples]),
+        loss=mean_loss(model, examples, options, limits),
+        gen_len=sum(map(model.count_tokens, answers)) / len(answers),
+    )
+
+
+def save_answers(
+    path: Path,
+    model: GistModel,
+    examples: Sequence[Example],
+    answers: Sequence[str],
+    num_gist_tokens: int | None,
+) -> None:
+    """Write prompts with their gist tokens, answers and references as CSV (raises SaveError)."""
+    gist = GIST_TOKEN * model.check_k(num_gist_tokens)
+    render = model.encoder.template.render
+    write_outputs(
+        path,
+        (
+            Output(render(example.instruction, example.input, gist), text, example.output)
+            for example, text in zip(examples, answers, strict=True)
+        ),
+    )
 
 
 @torch.no_grad()
 def mean_loss(
     model: GistModel, examples: Sequence[Example], options: AnswerOptions, limits: Limits
 ) -> float:
-    """Cross-entropy of the references under the condition's mask, nats, mean over all tokens."""
+    """Cross-entropy of the references under the condition's mask, nats, mean over all tokens.
+
+    Examples that are too long to keep their gist or any of their output are left out.
+
+    Raises:
+        DataError: no example has an output, or none is short enough.
+    """
+    longest = model.adapter.max_positions
+    if longest is not None:
+        limits = replace(limits, total=min(limits.total, longest))
     rows = EncodedRows(examples, model.encoder)
     collate = Collator(
         gist_id=model.gist_id,
@@ -84,57 +167,19 @@ def mean_loss(
     order = sorted(range(len(rows)), key=rows.lengths.__getitem__)
     total, tokens = 0.0, 0
     for i in range(0, len(order), options.batch_size):
-        batch = collate([rows[row] for row in order[i : i + options.batch_size]])
-        output = model.adapter.forward(
+        try:
+            batch = collate([rows[row] for row in order[i : i + options.batch_size]])
+        except DataError:  # all of them are too long
+            continue
+        labelled = model.adapter.labelled(
             batch["input_ids"].to(model.device),
             batch["attention_mask"].to(model.device),
-            labels=batch["labels"].to(model.device),
-            loss_only=True,
+            batch["labels"].to(model.device),
             gist_id=model.gist_id,
             condition=batch["conditions"],
         )
-        targets = batch["labels"] if collate.encoder_decoder else batch["labels"][:, 1:]
-        count = int((targets != -100).sum())
-        total += float(output["loss"]) * count
-        tokens += count
+        total += float(labelled.cross_entropy().sum())
+        tokens += len(labelled.targets)
+    if not tokens:
+        raise DataError("every example is too long to keep its gist and output; give shorter ones")
     return total / tokens
-
-
-def write_outputs(
-    path: Path, model: GistModel, examples: Sequence[Example], predictions: Sequence[str], k: int
-) -> None:
-    """Write prompts, predictions and references as CSV, whole or not at all (raises SaveError)."""
-    template = model.encoder.template
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["x", "y_pred", "y_true"])
-            for example, prediction in zip(examples, predictions, strict=True):
-                prompt = template.render(example.instruction, example.input, GIST_TOKEN * k)
-                rows.writerow([prompt, prediction, example.output])
-
-    write_atomically(path, write)
-
-
-def conditions_table(
-    evaluator: SplitEvaluator, model: GistModel, ks: Sequence[int], splits: Sequence[str]
-) -> list[dict[str, object]]:
-    """Exact match of every condition, and of gist for every k, on the given splits."""
-    rows: list[dict[str, object]] = []
-    cases = [("pos_control", ks[0]), *[("gist", k) for k in ks], ("neg_control", ks[0])]
-    for condition, k in cases:
-        options = replace(evaluator.options, condition=condition, num_gist_tokens=k)
-        for split in splits:
-            predictions = answer(model, evaluator.splits[split], options)
-            references = [example.output for example in evaluator.splits[split]]
-            rows.append(
-                {
-                    "condition": condition,
-                    "k": k if condition == "gist" else None,
-                    "split": split,
-                    "exact_match": exact_match(predictions, references),
-                    "samples": len(predictions),
-                }
-            )
-    return rows

@@ -1,0 +1,255 @@
+"""Where verdicts go: a journal beside the results file, a line each, and the file at the end.
+
+A line is on its way to the disk before the next question is asked, so a run that is killed loses
+none that it received; the same command reads it and asks only what is left.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gisting.data.examples import opened
+from gisting.errors import DataError, SaveError
+from gisting.evaluation.judge.endpoint import Answer, Usage
+from gisting.evaluation.judge.pairs import Pair, Question
+from gisting.evaluation.judge.results import Verdicts, verdicts
+from gisting.files import check_target, write_text
+
+SCHEMA_VERSION = 1
+_KEPT = ("model", "temperature", "seed", "prompt")  # settings that must not change on the way
+
+
+class Ledger:
+    """The verdicts on `pairs`, those that earlier runs left included.
+
+    Args:
+        names: of the answers, as `Pair.a` and `Pair.b`.
+        settings: how is judged; see `_KEPT` for those that cannot change.
+        prices: US dollars for a million tokens asked and answered, where known.
+        force: start anew; what is there goes when the first new verdict comes.
+
+    Raises:
+        DataError: the file is no results file.
+        SaveError: it is of other answers or other settings (unless `force`).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        pairs: Sequence[Pair],
+        *,
+        names: tuple[str, str],
+        settings: Mapping[str, Any],
+        prices: tuple[float, float] | None = None,
+        force: bool = False,
+    ) -> None:
+        check_target(path)
+        self.path, self.names, self.prices = path, names, prices
+        self.journal = path.with_name(path.name + ".partial")
+        self.settings = dict(settings)
+        self.usage = Usage()
+        self._pairs = pairs
+        self._results: dict[tuple[int, bool], dict[str, Any]] = {}
+        self._failures: dict[tuple[int, bool], dict[str, Any]] = {}
+        self._anew = force
+        if not force:
+            try:
+                self._take_up()
+            except (LookupError, TypeError, AttributeError) as error:
+                raise DataError(
+                    f"{path} or {self.journal.name}: no file of verdicts ({error!r}); choose "
+                    "another --results_file, or add --force to start anew"
+                ) from error
+        self._base = self.usage
+        self._file: Any = None
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def left(self, questions: Iterable[Question]) -> list[Question]:
+        """Those without a verdict."""
+        return [question for question in questions if question.key not in self._results]
+
+    def record(self, question: Question, answer: Answer) -> None:
+        """Keep what came of a question (raises SaveError)."""
+        entry = self._entry(question)
+        if answer.verdict is None:
+            entry = {"error": answer.error, **entry}
+        else:
+            choice = answer.verdict.of_pair(question)
+            entry = {"reason": answer.verdict.reason, "choice": choice, **entry}
+        self._append({**entry, "usage": asdict(answer.usage)})
+        self._add(entry)
+        self.usage += answer.usage
+
+    def close(self, questions: Sequence[Question]) -> Verdicts:
+        """Write the results file, whole; the journal goes. `questions`: all that should be there.
+
+        Where nothing was judged, nothing is written.
+
+        Raises SaveError.
+        """
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        content = self._content(questions)
+        if not content["results"] and not content["failures"]:
+            return verdicts(content, str(self.path))  # nothing came of it: no file
+        found = verdicts(content, str(self.path))
+        a, b = found.tally.points
+        content["scores"] = {self.names[1]: b, self.names[0]: a}
+        write_text(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        _remove(self.journal)
+        return verdicts(content, str(self.path))
+
+    def failures(self, questions: Iterable[Question]) -> dict[int, str]:
+        """Why rows have no verdict, by row."""
+        return {
+            question.pair.row: self._failures[question.key]["error"]
+            for question in questions
+            if question.key in self._failures
+        }
+
+    @property
+    def cost(self) -> float | None:
+        """US dollars spent so far; None where no price is known."""
+        if self.prices is None:
+            return None
+        asked, answered = self.prices
+        spent = self.usage.prompt_tokens * asked + self.usage.completion_tokens * answered
+        return round(spent / 1e6, 6)
+
+    def _content(self, questions: Sequence[Question]) -> dict[str, Any]:
+        rows = {question.pair.row for question in questions}
+        return {
+            "names": {"a": self.names[0], "b": self.names[1]},
+            "scores": {},
+            "results": [self._results[key] for key in sorted(self._results)],
+            "estimated_cost": self.cost,
+            "schema_version": SCHEMA_VERSION,
+            "complete": not self.left(questions),
+            "rows": max(len(rows), len({row for row, _ in self._results})),
+            "failures": [self._failures[key] for key in sorted(self._failures)],
+            "usage": asdict(self.usage),
+            "judge": self.settings,
+        }
+
+    def _entry(self, question: Question) -> dict[str, Any]:
+        pair = question.pair
+        return {
+            "swapped": question.swapped,
+            "x": pair.x,
+            self.names[0]: pair.a,
+            self.names[1]: pair.b,
+            "row": pair.row,
+        }
+
+    def _add(self, entry: dict[str, Any]) -> None:
+        key = (entry["row"], entry["swapped"])
+        if "error" in entry:
+            self._failures[key] = entry
+        else:
+            self._failures.pop(key, None)
+            self._results[key] = entry
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                if self._anew:
+                    _remove(self.path, self.journal)
+                new = not self.journal.exists()
+                self._file = self.journal.open("a", encoding="utf-8")
+                if new:
+                    head = {
+                        "judge": self.settings,
+                        "names": self.names,
+                        "usage": asdict(self._base),
+                    }
+                    self._file.write(json.dumps(head) + "\n")
+            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise SaveError(
+                f"could not write {self.journal}: {error.strerror or error}; free space or choose "
+                "another place"
+            ) from error
+
+    def _take_up(self) -> None:
+        """Read what earlier runs left: the file, and the journal of a run that was killed."""
+        if self.path.exists():
+            with opened(self.path) as file:
+                data = file.read()
+            try:
+                content = json.loads(data)
+            except ValueError as error:
+                raise DataError(
+                    f"{self.path}: no file of verdicts ({error}); choose another --results_file, "
+                    "or add --force to start anew"
+                ) from error
+            names = verdicts(content, str(self.path)).tally.names
+            self._check(content.get("judge") or {}, names, self.path)
+            self.usage = Usage(**content["usage"])
+            for entry in [*content["results"], *content["failures"]]:
+                self._check_entry(entry, self.path)
+                self._add(entry)
+        if self.journal.exists():
+            self._read_journal()
+
+    def _read_journal(self) -> None:
+        whole, lines = 0, []
+        for line in self.journal.read_bytes().splitlines(keepends=True):
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break  # the last one, cut off when the run was killed or the disk was full
+            if not line.endswith(b"\n"):
+                lines.pop()
+                break
+            whole += len(line)
+        if not lines:
+            _remove(self.journal)
+            return
+        os.truncate(self.journal, whole)
+        head, *entries = lines
+        self._check(head["judge"], tuple(head["names"]), self.journal)
+        if Usage(**head["usage"]) != self.usage:  # the file took it in before the run was killed
+            _remove(self.journal)
+            return
+        for entry in entries:
+            self.usage += Usage(**entry.pop("usage"))
+            self._check_entry(entry, self.journal)
+            self._add(entry)
+
+    def _check(self, settings: Mapping[str, Any], names: tuple[str, ...], path: Path) -> None:
+        changed = [name for name in _KEPT if settings.get(name) != self.settings.get(name)]
+        if names != self.names:
+            changed.append("names")
+        if changed:
+            raise SaveError(
+                f"{path} holds verdicts with another {' and '.join(changed)}; choose another "
+                "--results_file, or add --force to start anew"
+            )
+        self.settings["both_orders"] |= settings["both_orders"]
+
+    def _check_entry(self, entry: Mapping[str, Any], path: Path) -> None:
+        row = entry["row"]
+        if row >= len(self._pairs) or entry != {
+            **entry,
+            **self._entry(Question(self._pairs[row], entry["swapped"])),
+        }:
+            raise SaveError(
+                f"{path} holds verdicts on other answers (row {row + 1}); choose another "
+                "--results_file, or add --force to start anew"
+            )
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise SaveError(f"could not remove {path}: {error.strerror or error}") from error

@@ -1,0 +1,155 @@
+"""Asking an endpoint that misbehaves: it gets time, and in the end every pair its verdict."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+
+import pytest
+
+from gisting.errors import JudgeError
+from gisting.evaluation.judge.endpoint import Answer, Endpoint, EndpointConfig, retry_after
+from gisting.evaluation.judge.fake import FAULTS, FakeEndpoint
+from gisting.evaluation.judge.pairs import Pair, Question
+
+QUESTION = Question(Pair(0, "Instruction: Go.", "longer", "short"), True)
+KEY = "sk-secret-of-ours"
+
+
+def asked(fake: FakeEndpoint, *, times: int = 1, **options: object) -> list[Answer]:
+    """The question asked `times`, one after the other, over one connection."""
+    settings = {"timeout": 0.5, "backoff": 0.01, **options}
+    config = EndpointConfig(model="m", base_url=fake.url, **settings)  # type: ignore[arg-type]
+
+    async def run() -> list[Answer]:
+        async with Endpoint(config, key=KEY) as endpoint:
+            return [await endpoint.ask(QUESTION) for _ in range(times)]
+
+    return asyncio.run(run())
+
+
+def script(*faults: str | None) -> Callable[[str, int], str | None]:
+    """These faults, and then none."""
+    return lambda key, time: faults[time] if time < len(faults) else None
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_is_outlived(fault: str) -> None:
+    with FakeEndpoint(fault=script(fault)) as fake:
+        (answer,) = asked(fake)
+    assert answer.verdict is not None, answer.error
+    assert answer.verdict.of_pair(QUESTION) == "a"
+    assert answer.usage.requests == (1 if fault == "chatty" else 2) == sum(fake.asked.values())
+    assert sum(fake.judged.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "reached"),
+    [
+        ("error", "status 500 (overloaded)", True),
+        ("slow", "no answer within 0.1 s", False),
+        ("hang_up", "no connection", False),
+        ("no_json", "an answer that is not the API's JSON", True),
+        ("truncated", 'no verdict in \'{"reason": "It is longer and\'', True),
+        ("invalid", "chose 'C', not A, B or tie", True),
+        ("empty", "an empty answer", True),
+        ("422", "status 422", True),
+    ],
+)
+def test_what_never_ends_is_a_failure(fault: str, error: str, reached: bool) -> None:
+    """Never a tie."""
+    with FakeEndpoint(fault=lambda key, time: fault) as fake:
+        (answer,) = asked(fake, attempts=2, timeout=0.1 if fault == "slow" else 5)
+    assert answer.verdict is None
+    assert error in answer.error
+    assert answer.reached is reached
+    assert answer.usage.requests == 2
+
+
+def test_failed_answers_are_paid_for() -> None:
+    with FakeEndpoint(fault=script("invalid", "empty")) as fake:
+        (answer,) = asked(fake)
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (300, 30)
+
+
+def test_an_answer_that_is_no_verdict_is_named_when_asked_again() -> None:
+    with FakeEndpoint(fault=script("invalid", "invalid")) as fake:
+        asked(fake)
+    roles = [[part["role"] for part in body["messages"]] for body in fake.bodies]
+    again = ["system", "user", "assistant", "user"]
+    assert roles == [again[:2], again, again]
+    assert "JSON object" in fake.bodies[-1]["messages"][-1]["content"]
+
+
+def test_retry_after_is_waited_for() -> None:
+    with FakeEndpoint(fault=script(*["limit"] * 8)) as fake:
+        start = time.monotonic()
+        (answer,) = asked(fake, attempts=1)  # a rate limit is no attempt
+        assert time.monotonic() - start >= 8 * 0.05
+    assert answer.verdict is not None
+
+
+def test_retry_after_as_seconds_and_as_a_date() -> None:
+    assert retry_after({}) is None
+    assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({"retry-after": "-1"}) == 0
+    found = retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)})
+    assert found is not None
+    assert 25 < found <= 30
+
+
+def test_a_schema_is_given_up_where_it_is_refused() -> None:
+    with FakeEndpoint(structured=False) as fake:
+        answers = asked(fake, times=3)
+    assert all(answer.verdict is not None for answer in answers)
+    assert ["response_format" in body for body in fake.bodies] == [True, False, False, False]
+    with FakeEndpoint() as fake:
+        asked(fake, structured=False)
+        asked(fake)
+    assert ["response_format" in body for body in fake.bodies] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [("401", "API key"), ("403", "API key"), ("404", "--base_url"), ("402", "quota is used up")],
+)
+def test_what_no_other_question_would_mend_ends_the_run(status: str, advice: str) -> None:
+    """The server repeats the key in its message; we do not."""
+    fake = FakeEndpoint(fault=lambda key, time: status)
+    with fake, pytest.raises(JudgeError, match=advice) as caught:
+        asked(fake)
+    assert KEY not in str(caught.value)
+    assert "***" in str(caught.value)
+    assert sum(fake.asked.values()) == 1
+    assert fake.seen[0]["authorization"] == f"Bearer {KEY}"
+
+
+def test_a_long_wait_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gisting.evaluation.judge.endpoint.LONGEST_WAIT", 0.01)
+    with (
+        FakeEndpoint(fault=script("limit")) as fake,
+        pytest.raises(JudgeError, match="asks to wait"),
+    ):
+        asked(fake)
+
+
+def test_all_wait_for_a_rate_limit() -> None:
+    """A question that comes while another waits is not asked before the limit is over."""
+    times: list[float] = []
+    other = Question(Pair(1, "Instruction: Stay.", "a", "b"), False)
+
+    async def run(fake: FakeEndpoint) -> None:
+        async with Endpoint(EndpointConfig(model="m", base_url=fake.url), key=KEY) as endpoint:
+            first = asyncio.create_task(endpoint.ask(QUESTION))
+            while not times:
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(0.03)  # the refusal is here
+            await asyncio.gather(first, endpoint.ask(other))
+
+    def fault(key: str, time: int) -> str | None:
+        return "limit" if len(times) == 1 else None
+
+    with FakeEndpoint(fault=fault, gate=lambda key: times.append(time.monotonic())) as fake:
+        asyncio.run(run(fake))
+    assert len(times) == 3
+    assert times[1] - times[0] >= 0.05

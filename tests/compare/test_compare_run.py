@@ -1,0 +1,123 @@
+"""Answers, leaderboard, and the command."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from gisting.cli.app import app
+from gisting.cli.run import run
+from gisting.compare import Outcome, answer_all, leaderboard, markdown, take_times
+from gisting.compare.gist_tokens import GistTokens
+from gisting.compare.truncation import Truncation
+from gisting.compare.whole import FullPrompt, NoPrompt
+from gisting.errors import OptionError
+from gisting.model import GistModel
+from gisting.prompts import Example
+from gisting.testing import tiny_gist_model
+
+EXAMPLES = [
+    Example("Say hello.", "Ann", "Hello Ann"),
+    Example("Answer in one word, in capitals.", "Capital of France?", "PARIS"),
+    Example("Say bye.", "", "Bye"),
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> GistModel:
+    return tiny_gist_model("llama")
+
+
+def test_answers_are_those_of_generate(model: GistModel) -> None:
+    gists = answer_all(model, EXAMPLES, GistTokens(), 2, batch_size=2, max_new_tokens=6)
+    bare = answer_all(model, EXAMPLES, NoPrompt(), 2, batch_size=2, max_new_tokens=6)
+    for row, example in enumerate(EXAMPLES):
+        gist = model.compress(example.instruction, num_gist_tokens=2)
+        assert gists.answers[row] == model.generate(example.input, gist, max_new_tokens=6)[0]
+        assert bare.answers[row] == model.generate(example.input, max_new_tokens=6)[0]
+    assert gists.kept_entries == [2, 2, 2] and gists.budget == 2
+    assert bare.kept_entries == bare.kept_bytes == [0, 0, 0] and bare.budget is None
+
+
+def test_loss_does_not_depend_on_the_batch_or_on_how_the_prompt_is_kept(model: GistModel) -> None:
+    whole = answer_all(model, EXAMPLES, FullPrompt(), 1, batch_size=3, max_new_tokens=2)
+    alone = answer_all(model, EXAMPLES, Truncation(), 500, batch_size=1, max_new_tokens=2)
+    assert alone.loss == pytest.approx(whole.loss, rel=1e-4)
+    assert list(whole.loss_tokens) == [len(e.output) + 2 for e in EXAMPLES]  # a space, eos
+
+
+def test_rows_that_keep_nothing_are_answered_too(model: GistModel) -> None:
+    outcome = answer_all(model, EXAMPLES, Truncation(last=True), 1, max_new_tokens=3)
+    assert len(outcome.answers) == 3 and all(outcome.answers)
+
+
+def test_an_untrained_number_is_told_and_not_run(model: GistModel) -> None:
+    outcome = answer_all(model, EXAMPLES, GistTokens(), 3)
+    assert "trained for 1, 2, 4" in outcome.missing and not outcome.answers
+    full = answer_all(model, EXAMPLES, FullPrompt(), 3, max_new_tokens=2)
+    assert "gist, budget 3: not run" in markdown(leaderboard([full, outcome], EXAMPLES, seed=0))
+
+
+def test_an_encoder_decoder_is_refused() -> None:
+    with pytest.raises(OptionError, match="decoder-only"):
+        answer_all(tiny_gist_model("t5"), EXAMPLES, NoPrompt(), 1)
+
+
+def outcome(name: str, answers: list[str], kept: int) -> Outcome:
+    rows = len(answers)
+    one = [1.0] * rows
+    return Outcome(name, 4, "", answers, [kept] * rows, [kept] * rows, one, one, one, [2] * rows)
+
+
+def test_the_leaderboard_compares_the_same_rows() -> None:
+    full = outcome("full prompt", ["Hello Ann", "wrong", "Bye"], 12)
+    few = outcome("trained KV", ["Hello Ann", "PARIS"], 4)
+    first, second = leaderboard([full, few], EXAMPLES, seed=0)
+    assert first["exact_match"] == pytest.approx(200 / 3)
+    assert first["to_full_prompt"]["exact_match"]["difference"] == 0
+    assert second["rows"] == 2 and second["compression"] == 3
+    assert second["to_full_prompt"]["exact_match"]["difference"] == 50  # 100 against 50
+    assert second["perplexity"] == pytest.approx(1.6487, rel=1e-4)  # exp(2 nats / 4 tokens)
+    low, high = second["intervals"]["exact_match"]
+    assert low < 50 and high == 100  # Wilson: two of two is no certainty
+
+
+def test_times_are_taken_of_what_can_be_run(model: GistModel) -> None:
+    cases = [(FullPrompt(), 2), (GistTokens(), 2), (GistTokens(), 3), (NoPrompt(), 2)]
+    full, gist, untrained, bare = take_times(model, EXAMPLES, cases)
+    assert untrained is None
+    assert full and gist and bare
+    assert full.prepare and gist.prepare and bare.prepare is not None
+    assert full.prepare > bare.prepare  # reading a prompt takes time, reading none does not
+    assert min(full.first_token, gist.first_token, bare.first_token) > 0
+
+
+def test_the_command_writes_goes_on_and_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(asdict(e)) + "\n" for e in EXAMPLES))
+    out = tmp_path / "out"
+    command = ["compare", "embedded", "--data", str(data), "--methods", "gist", "--out", str(out)]
+    command += ["--max-new-tokens", "4", "--methods", "first"]
+    assert run(app, command) == 0
+    written = json.loads((out / "compare.json").read_text())
+    assert [e["method"] for e in written["leaderboard"]] == ["full prompt", "gist", "first tokens"]
+    assert written["schema_version"] == 1 and written["config"]["seed"] == written["seed"] == 0
+    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert "| gist | 4 | 3 |" in (out / "compare.md").read_text()
+
+    # as if it had been killed after the first method: what is there is not answered again
+    kept = written["outcomes"][0] | {"answers": ["kept", "as", "it is"]}
+    (out / "compare.json").write_text(json.dumps(written | {"outcomes": [kept]}))
+    assert run(app, command) == 0
+    again = json.loads((out / "compare.json").read_text())
+    assert again["outcomes"][0]["answers"] == ["kept", "as", "it is"]
+    assert again["outcomes"][1]["answers"] == written["outcomes"][1]["answers"]
+
+    capsys.readouterr()
+    assert run(app, [*command, "--seed", "1"]) == 2
+    assert "another comparison" in capsys.readouterr().err
+    assert run(app, [*command, "--methods", "magic"]) == 2
+    assert "choose of full, gist" in capsys.readouterr().err

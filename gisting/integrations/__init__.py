@@ -1,0 +1,1 @@
+"""Gists inside other people's engines."""

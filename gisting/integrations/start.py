@@ -1,0 +1,31 @@
+"""How to start vLLM so that it serves a model's gists."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from gisting.model import GistModel
+
+MODULE = "gisting.integrations.vllm"
+
+
+def connector_config(
+    model: GistModel, store: str | os.PathLike[str], *, adapters: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What `KVTransferConfig(**...)`, or `--kv-transfer-config` as JSON, needs to be.
+
+    Args:
+        model: as vLLM is going to run it; its weights are looked at, not kept.
+        store: place of the gists; vLLM's processes must reach it.
+        adapters: fingerprint of the model with each LoRA adapter, by the name of the adapter.
+    """
+    return {
+        "kv_connector": "GistConnector",
+        "kv_connector_module_path": MODULE,
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {
+            "models": {"": model.fingerprint, **(adapters or {})},
+            "gist_id": model.gist_id,
+            "store": os.fspath(store),
+        },
+    }

@@ -1,0 +1,1 @@
+"""Gists served: the engine that answers, the HTTP front before it, the page to see it."""

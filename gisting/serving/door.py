@@ -1,0 +1,97 @@
+"""What a request must pass before it is looked at: its key, and the size of its body.
+
+The body is read whole, as far as the limit goes: who sends it slowly holds up nobody else, and a
+model's memory is not touched before all is there.
+"""
+
+import asyncio
+from collections import deque
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gisting.serving.failures import ApiError, GoneError
+from gisting.serving.keys import ANY, Keys, scope_of
+from gisting.serving.limits import MAX_FILE
+from gisting.serving.logs import note_of
+
+FILE = "/v1/gists/file"
+BODY_SECONDS = 60.0
+"""A body must be there after so long."""
+
+
+class Door:
+    """See above.
+
+    Args:
+        keys: None: nobody needs one.
+        max_body: bytes; gist files have a limit of their own.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: Keys | None, max_body: int) -> None:
+        self._app, self._keys, self._max_body = app, keys, max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if self._keys is not None:
+            _check_key(self._keys, scope, headers)
+        limit = MAX_FILE if scope["path"] == FILE else self._max_body
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await _read(receive, headers, limit)
+        except TimeoutError:
+            raise ApiError(408, "the body did not come in time", code="timeout") from None
+        left = deque([body])
+
+        async def again() -> Message:
+            if left:
+                return {"type": "http.request", "body": left.popleft(), "more_body": False}
+            return await receive()
+
+        await self._app(scope, again, send)
+
+
+def _check_key(keys: Keys, scope: Scope, headers: Headers) -> None:
+    needed = scope_of(scope["method"], scope["path"])
+    if needed is None:
+        return
+    kind, _, token = headers.get("authorization", "").partition(" ")
+    key = keys.find(token.strip()) if kind.lower() == "bearer" else None
+    if key is None:
+        raise ApiError(
+            401,
+            "no valid API key; send one as Authorization: Bearer KEY",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    note_of(scope).client = key.name
+    if needed != ANY and needed not in key.scopes:
+        raise ApiError(403, f"this key lacks the scope {needed}", code="missing_scope")
+
+
+async def _read(receive: Receive, headers: Headers, limit: int) -> bytes:
+    said = headers.get("content-length", "0")
+    if not said.isdecimal() or int(said[:20]) > limit:
+        raise _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise GoneError
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise _too_large(limit)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _too_large(limit: int) -> ApiError:
+    # the rest of the body is not read: the connection ends here
+    message = f"the body has more than {limit} bytes"
+    return ApiError(413, message, code="body_too_large", headers={"Connection": "close"})

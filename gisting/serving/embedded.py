@@ -1,0 +1,259 @@
+"""The embedded engine: gists served by transformers in this process, and nothing else.
+
+    Embedded ── answer ──> Worker (one thread: all rows of all requests, step by step)
+             ── compress, measure ──> a few threads of their own
+
+Compressing and measuring are passes of their own: they write nothing that rows read (weights are
+only read, T5's hooks live under its adapter's lock), so they run beside the steps, and a long
+instruction seen for the first time does not hold up answers under way. The store compresses one
+instruction at a time, and one gist is measured at a time.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import torch
+
+from gisting.errors import BusyError, OptionError, PromptError, UnavailableError
+from gisting.fidelity import measure_fidelity, with_fidelity
+from gisting.gist import Gist
+from gisting.model import GistModel
+from gisting.models.inputs import check_numbers
+from gisting.prompts import Input
+from gisting.serving.admission import Limits
+from gisting.serving.engine import Delta, Engine, Prompt, Sampling, Size
+from gisting.serving.requests import Request
+from gisting.serving.worker import STOPPED, Worker
+from gisting.store import GistKey, GistStore
+
+MAX_WAITING = 256
+MAX_ROWS = 64
+KV_LIMIT = 2 * 2**30
+"""Bytes of keys and values where nobody says how many, and the model is on the CPU."""
+LONG_TEXT = 16_000
+"""Characters that take the tokenizer some milliseconds."""
+
+T = TypeVar("T")
+
+
+class Embedded(Engine):
+    """An engine on one loaded model.
+
+    Args:
+        model: nobody else generates with it.
+        store: where gists are kept; the caller closes it.
+        name: the model's id as clients know it.
+        max_waiting: requests in the queue, and instructions waiting to be compressed.
+        max_rows: answers decoded at once.
+        kv_limit: bytes of keys and values that answers may take together; default: half of what is
+            free on the GPU, 2 GiB on a CPU.
+
+    Raises:
+        OptionError: a number below one.
+    """
+
+    def __init__(
+        self,
+        model: GistModel,
+        store: GistStore,
+        *,
+        name: str = "gisting",
+        max_waiting: int = MAX_WAITING,
+        max_rows: int = MAX_ROWS,
+        kv_limit: int | None = None,
+    ) -> None:
+        check_numbers(max_waiting=max_waiting, max_rows=max_rows, kv_limit=kv_limit or 1)
+        self.name = name
+        self.model, self.store = model, store
+        self.trained = model.config.num_gist_tokens or (model.config.default_k,)
+        self.max_length = model.adapter.max_positions
+        self.max_rows = max_rows
+        self.max_waiting = max_waiting
+        self.kv_limit = _free(model.device) if kv_limit is None else kv_limit
+        limits = Limits(
+            rows=max_rows,
+            cells=self.kv_limit // model.adapter.kv_bytes_per_token,
+            join=model.adapter.rows_join,
+            differ=model.adapter.rows_differ,
+        )
+        self._worker = Worker(model, limits, max_waiting=max_waiting, post=self._post)
+        self._ids = lru_cache(max_waiting)(self._encode)  # a front asks for the size first
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._compressing = ThreadPoolExecutor(4, thread_name_prefix="gisting compress")
+        self._measuring = ThreadPoolExecutor(1, thread_name_prefix="gisting measure")
+        self._jobs: dict[object, asyncio.Future[Any]] = {}
+        self._stopped = False
+
+    async def start(self) -> None:
+        """See `Engine.start`."""
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(lambda: self.model.fingerprint)  # taken once; quick ever after
+        self._worker.start()
+
+    async def stop(self) -> None:
+        """See `Engine.stop`."""
+        if self._stopped:
+            return
+        self._stopped = True
+        await asyncio.to_thread(self._worker.stop)
+        for pool in (self._compressing, self._measuring):
+            await asyncio.to_thread(pool.shutdown, cancel_futures=True)
+
+    async def compress(
+        self, instruction: str, num_gist_tokens: int | None = None
+    ) -> tuple[str, Gist]:
+        """See `Engine.compress`."""
+        k = self.model.check_k(num_gist_tokens)
+        key = await _aside(len(instruction), lambda: GistKey.of(self.model, instruction, k))
+        gist = await self._once(
+            key.id,
+            self._compressing,
+            lambda: self.store.get_or_compress(self.model, instruction, num_gist_tokens=k),
+        )
+        return key.id, gist
+
+    async def measure(
+        self, id: str, instruction: str, probes: Sequence[str]
+    ) -> Mapping[str, object]:
+        """See `Engine.measure`."""
+        given = tuple(probes)
+
+        def work() -> Mapping[str, object]:
+            gist = self.store.load(id)
+            found = measure_fidelity(
+                self.model, instruction, gist.to(device=self.model.device), probes=given or None
+            )
+            key = GistKey.of(self.model, instruction, gist.num_tokens)
+            self.store.put(key if key.id == id else None, with_fidelity(gist, found))
+            return found.to_json()
+
+        return await self._once(("measure", id, instruction, given), self._measuring, work)
+
+    def size(self, prompt: Prompt, gist: Gist | None, sampling: Sampling) -> Size:
+        """See `Engine.size`."""
+        request = self._request(prompt, gist, sampling, "")
+        return Size(
+            tokens=request.kept + len(request.ids),
+            cached=request.kept,
+            kv_bytes=request.columns * self.model.adapter.kv_bytes_per_token,
+        )
+
+    async def answer(
+        self, prompt: Prompt, gist: Gist | None, sampling: Sampling, *, client: str = ""
+    ) -> AsyncGenerator[Delta, None]:
+        """See `Engine.answer`."""
+        request = await _aside(
+            prompt.characters, lambda: self._request(prompt, gist, sampling, client)
+        )
+        self._check_room(request)
+        self._worker.submit(request)
+        try:
+            left = sampling.n
+            while left:
+                said = await request.out.get()
+                if isinstance(said, Exception):
+                    raise said
+                left -= said.finish is not None
+                yield said
+        finally:
+            self._worker.cancel(request)
+
+    def stats(self) -> Mapping[str, float]:
+        """See `Engine.stats`."""
+        worker = self._worker
+        return {
+            "running": worker.running,
+            "waiting": worker.waiting,
+            "kv_bytes": worker.cells * self.model.adapter.kv_bytes_per_token,
+            "kv_limit": self.kv_limit,
+            "steps": worker.steps,
+            "tokens": worker.tokens,
+        }
+
+    def _request(
+        self, prompt: Prompt, gist: Gist | None, sampling: Sampling, client: str
+    ) -> Request:
+        check_numbers(max_tokens=sampling.max_tokens, n=sampling.n)
+        if sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
+            raise OptionError("temperature must be 0 or more, top_p in (0, 1]")
+        if gist is not None:
+            gist.check(self.model.fingerprint, self.model.config.template, 1)
+        turns = prompt.turns if isinstance(prompt.turns, str) else tuple(prompt.turns)
+        ids = self._ids("" if gist is not None else prompt.instruction, turns)
+        request = Request(ids, gist, sampling, client)
+        if self.max_length is not None and request.columns > self.max_length:
+            raise PromptError(
+                f"{request.columns} tokens (prompt and answer) are more than the "
+                f"{self.max_length} this model can place; shorten the prompt or max_tokens"
+            )
+        return request
+
+    def _encode(self, instruction: str, turns: Input) -> list[int]:
+        encoder = self.model.encoder
+        if not instruction:
+            return encoder.input(turns)
+        return encoder.prompt(instruction, turns, self.model.config.default_k)
+
+    def _check_room(self, request: Request) -> None:
+        if request.sampling.n > self.max_rows:
+            raise OptionError(f"n must be at most {self.max_rows}, not {request.sampling.n}")
+        if not self._worker.limits.fits_alone(request):
+            wanted = request.columns * request.sampling.n * self.model.adapter.kv_bytes_per_token
+            raise PromptError(
+                f"this request needs {wanted} bytes of keys and values, and the engine has "
+                f"{self.kv_limit}; shorten the prompt, or lower max_tokens or n"
+            )
+
+    def _post(self, said: list[tuple[Request, Delta | Exception]]) -> None:
+        """Hand out what the worker's thread has to say, on the event loop."""
+
+        def hand_out() -> None:
+            for request, one in said:
+                request.out.put_nowait(one)
+
+        assert self._loop is not None
+        if said:
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                self._loop.call_soon_threadsafe(hand_out)
+
+    async def _once(self, name: object, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        """What `work` gives, done once for all who ask under one name meanwhile.
+
+        The store does so for threads; here those who wait need no thread.
+        """
+        if self._stopped:
+            raise UnavailableError(STOPPED)
+        job = self._jobs.get(name)
+        if job is None:
+            if len(self._jobs) >= self.max_waiting:
+                seconds = self._worker.seconds_until_room()
+                raise BusyError(f"{len(self._jobs)} instructions are waiting already", seconds)
+            job = asyncio.get_running_loop().run_in_executor(pool, work)
+            self._jobs[name] = job
+            job.add_done_callback(lambda done: self._done(name, done))
+        try:
+            found: T = await asyncio.shield(job)  # others may wait for it, too
+            return found
+        except asyncio.CancelledError:
+            if job.cancelled():
+                raise UnavailableError(STOPPED) from None
+            raise
+
+    def _done(self, name: object, job: asyncio.Future[Any]) -> None:
+        del self._jobs[name]
+        if not job.cancelled():
+            job.exception()  # looked at, though everybody who asked may be gone
+
+
+async def _aside(characters: int, work: Callable[[], T]) -> T:
+    """What `work` makes of a text; long ones in a thread, since the loop has others to serve."""
+    return await asyncio.to_thread(work) if characters > LONG_TEXT else work()
+
+
+def _free(device: torch.device) -> int:
+    """Bytes for keys and values where nobody says how many."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else KV_LIMIT

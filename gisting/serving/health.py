@@ -1,0 +1,36 @@
+"""`/health/live`, `/health/ready`, `/metrics`: for whoever watches the server."""
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from gisting.errors import UnavailableError
+from gisting.serving.service import service_of
+
+router = APIRouter()
+
+
+@router.get("/health/live", summary="Is the process there?")
+async def live() -> dict[str, str]:
+    """Always, where there is an answer at all."""
+    return {"status": "live"}
+
+
+@router.get("/health/ready", summary="Are requests welcome?")
+async def ready(request: Request) -> dict[str, str]:
+    """503 before the engine has started, and from SIGTERM on."""
+    service = service_of(request)
+    if service.drain.begun or not service.ready:
+        raise UnavailableError("the server is stopping, or has not started yet")
+    return {"status": "ready"}
+
+
+@router.get("/metrics", summary="Numbers for Prometheus")
+async def metrics(request: Request) -> Response:
+    """See docs/serving.md for what they mean."""
+    service = service_of(request)
+    engine = service.engine.stats()
+    store = await asyncio.to_thread(service.store.stats)
+    return Response(service.metrics.page(engine, store), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,84 @@
+"""What the routes share: the engine, the store, and what the server may do."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import torch
+from fastapi import Request
+
+from gisting.errors import GistMismatchError
+from gisting.gist import Gist
+from gisting.serving.engine import Engine
+from gisting.serving.gate import Drain
+from gisting.serving.limits import Settings
+from gisting.serving.metrics import Metrics
+from gisting.store import GistStore
+
+SAMPLE = "Answer."
+
+
+@dataclass(slots=True)
+class Service:
+    """One server.
+
+    Attributes:
+        engine: what compresses and answers.
+        store: the engine's, too.
+        ready: whether the engine has started.
+    """
+
+    engine: Engine
+    store: GistStore
+    settings: Settings
+    metrics: Metrics = field(default_factory=Metrics)
+    drain: Drain = field(default_factory=Drain)
+    ready: bool = False
+    _own: Gist | None = None
+
+    async def load(self, id: str) -> Gist:
+        """A stored gist that this model can take.
+
+        Raises:
+            GistFileError: there is none.
+            GistMismatchError: it is another model's.
+        """
+        gist = await asyncio.to_thread(self.store.load, id)
+        await self.check(gist)
+        return gist
+
+    async def check(self, gist: Gist) -> None:
+        """Raise GistMismatchError unless a gist looks like those that this model makes.
+
+        A file's fingerprint is only what the file says; activations of another shape would end the
+        answers of everybody in the same batch.
+        """
+        if self._own is None:
+            _, self._own = await self.engine.compress(SAMPLE)
+        own = self._own
+        gist.check(own.model, own.template, 1)
+        if _form(gist) != _form(own):
+            raise GistMismatchError(
+                "this gist's activations do not have this model's shapes; compress the "
+                "instruction with this model"
+            )
+
+
+def check_finite(gist: Gist) -> None:
+    """Raise GistMismatchError where an activation is no number."""
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in gist.tensors.values()):
+        raise GistMismatchError("this gist holds activations that are no numbers")
+
+
+def service_of(request: Request) -> Service:
+    """The server that a request came to."""
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+def _form(gist: Gist) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Names, types and shapes, but for the number of gist tokens."""
+    return {
+        name: (tensor.dtype, (*tensor.shape[1:-2], tensor.shape[-1]))
+        for name, tensor in gist.tensors.items()
+    }

@@ -1,0 +1,50 @@
+"""Answers as server-sent events: `data: {...}` and an empty line, `data: [DONE]` at the end."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from gisting.serving.failures import failure_of, internal
+from gisting.serving.logs import log
+from gisting.serving.replies import Reply
+
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class Events(StreamingResponse):
+    """The events of a reply; whatever ends them, the reply is closed."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, reply: Reply, chunks: AsyncIterator[Mapping[str, Any]]) -> None:
+        super().__init__(_events(chunks), headers=HEADERS)
+        self._reply = reply
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._reply.close()
+
+
+async def _events(chunks: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in chunks:
+            yield _event(chunk)
+    except Exception as error:
+        # the status is sent already: the failure is an event, which OpenAI's clients raise
+        failure = failure_of(error)
+        if failure is None:
+            log.exception("a stream failed")
+            failure = internal()
+        yield _event(failure.to_json())
+        return
+    yield b"data: [DONE]\n\n"
+
+
+def _event(value: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(value, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"

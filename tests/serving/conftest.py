@@ -1,0 +1,23 @@
+"""A server around the fake engine, and one with keys."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_engine import FakeEngine
+from http_running import Running, running
+
+from gisting.store import GistStore
+from gisting.testing import tiny_gist_model
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[FakeEngine]:
+    with GistStore(tmp_path / "store") as store:
+        yield FakeEngine(tiny_gist_model(), store)
+
+
+@pytest.fixture
+def server(fake: FakeEngine) -> Iterator[Running]:
+    with running(fake) as found:
+        yield found

@@ -1,0 +1,53 @@
+"""A real server on loopback, in a thread of this process."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+
+from gisting.serving.app import make_app
+from gisting.serving.run import Server, listen
+from gisting.serving.service import Service
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where it listens, and what runs there."""
+
+    url: str
+    service: Service
+    engine: Any
+
+    def http(self, key: str = "") -> httpx.Client:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30)
+
+    def client(self, key: str = "none") -> openai.OpenAI:
+        return openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30, http_client=None
+        )
+
+
+@contextmanager
+def running(engine: Any, **options: Any) -> Iterator[Running]:
+    """Run a server around an engine."""
+    app = make_app(engine, engine.store, **options)
+    socket = listen("127.0.0.1", 0)
+    server = Server(app)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        port = socket.getsockname()[1]
+        yield Running(f"http://127.0.0.1:{port}", app.state.service, engine)
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        socket.close()

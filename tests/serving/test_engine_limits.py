@@ -1,0 +1,179 @@
+"""Too much at once, too much at all, leaving early, stopping, and steps that fail."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_running import deltas, serving, texts, until
+
+from gisting.errors import BusyError, GistMismatchError, PromptError, UnavailableError
+from gisting.serving.batch import Batch
+from gisting.serving.embedded import Embedded
+from gisting.serving.engine import Delta, Prompt, Sampling
+from gisting.testing import tiny_gist_model
+
+LONG = Sampling(400)
+
+
+async def begun(engine: Embedded, text: str = "abc", **more: Any) -> AsyncIterator[Delta]:
+    """A long answer, of which the first piece has come."""
+    pieces = engine.answer(Prompt("", text), None, LONG, **more)
+    await anext(pieces)
+    return pieces
+
+
+async def close(*all_pieces: Any) -> None:
+    for pieces in all_pieces:
+        await pieces.aclose()
+
+
+def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
+    async def work(engine: Embedded) -> None:
+        running = await begun(engine)
+        waiting = [asyncio.create_task(deltas(engine, "x", Sampling(3))) for _ in range(2)]
+        await until(lambda: engine.stats()["waiting"] == 2)
+        with pytest.raises(BusyError, match="2 requests are waiting") as busy:
+            await deltas(engine, "y", Sampling(3))
+        assert 1 <= busy.value.retry_after <= 60
+        await close(running)
+        await asyncio.gather(*waiting)
+        await deltas(engine, "y", Sampling(3))  # there is room again
+
+    serving(tmp_path, tiny_gist_model(), work, max_rows=1, max_waiting=2)
+
+
+def test_leaving_early_frees_the_rows(tmp_path: Path) -> None:
+    async def work(engine: Embedded) -> None:
+        running = await begun(engine)
+        waiting = asyncio.create_task(deltas(engine, "x", LONG))
+        await until(lambda: engine.stats()["waiting"] == 1)
+        waiting.cancel()
+        await until(lambda: engine.stats()["waiting"] == 0)
+        await close(running)
+        await until(lambda: engine.stats()["running"] == engine.stats()["kv_bytes"] == 0)
+        assert engine.stats()["tokens"] < 200
+
+    serving(tmp_path, tiny_gist_model(), work, max_rows=1)
+
+
+def test_clients_take_turns(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    async def work(engine: Embedded) -> None:
+        running = await begun(engine, client="greedy")
+
+        async def one(client: str) -> None:
+            await deltas(engine, "x", Sampling(2), client=client)
+            order.append(client)
+
+        tasks = [asyncio.create_task(one(c)) for c in [*"aaaa", *"bb", "c"]]
+        await until(lambda: engine.stats()["waiting"] == 7)
+        await close(running)
+        await asyncio.gather(*tasks)
+        assert "".join(order) == "abcabaa"
+
+    serving(tmp_path, tiny_gist_model(), work, max_rows=1)
+
+
+def test_memory_is_reserved_for_whole_answers(tmp_path: Path) -> None:
+    model = tiny_gist_model()
+    limit = 300 * model.adapter.kv_bytes_per_token
+
+    async def work(engine: Embedded) -> None:
+        asked = [(("x" * (7 * i % 60)), Sampling(20 + 13 * i % 70)) for i in range(30)]
+        tasks = [asyncio.create_task(deltas(engine, x, how)) for x, how in asked]
+        most, together = 0.0, 0.0
+        while not all(task.done() for task in tasks):
+            most = max(most, engine.stats()["kv_bytes"])
+            together = max(together, engine.stats()["running"])
+            await asyncio.sleep(0.001)
+        assert most <= limit and together > 1
+        for (text, how), task in zip(asked, tasks, strict=True):
+            assert texts(task.result()) == model.generate(text, max_new_tokens=how.max_tokens)
+
+    serving(tmp_path, model, work, kv_limit=limit)
+
+
+def test_what_can_never_be_answered_is_refused_with_advice(tmp_path: Path) -> None:
+    model = tiny_gist_model()
+
+    async def work(engine: Embedded) -> None:
+        with pytest.raises(PromptError, match=r"lower max_tokens or n"):
+            await deltas(engine, "x", Sampling(80, n=4))
+        with pytest.raises(PromptError, match="more than the 512 this model can place"):
+            await deltas(engine, "x", Sampling(600))
+        with pytest.raises(PromptError, match="<GIST>"):
+            await deltas(engine, "<GIST>", Sampling(6))
+        other = tiny_gist_model(seed=1).compress("Be brief.")
+        with pytest.raises(GistMismatchError):
+            await deltas(engine, "x", Sampling(6), gist=other)
+
+    serving(tmp_path, model, work, kv_limit=200 * model.adapter.kv_bytes_per_token)
+
+
+def test_stopping_ends_what_runs_and_what_waits(tmp_path: Path) -> None:
+    async def work(engine: Embedded) -> None:
+        running = await begun(engine)
+        waiting = asyncio.create_task(deltas(engine, "x", LONG))
+        await until(lambda: engine.stats()["waiting"] == 1)
+        await engine.stop()
+        with pytest.raises(UnavailableError):
+            await waiting
+        with pytest.raises(UnavailableError):
+            [delta async for delta in running]
+        for late in (deltas(engine, "x", LONG), engine.compress("Be brief.")):
+            with pytest.raises(UnavailableError):
+                await late
+
+    serving(tmp_path, tiny_gist_model(), work, max_rows=1)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(RuntimeError("a bug"), UnavailableError), (torch.OutOfMemoryError("cuda"), BusyError)],
+)
+@pytest.mark.parametrize("where", ["begin", "join", "draw", "advance"])
+def test_a_step_that_fails_ends_its_requests_and_no_others(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    error: Exception,
+    told: type[Exception],
+) -> None:
+    model = tiny_gist_model()
+    expected = model.generate("abc", max_new_tokens=400)
+
+    async def work(engine: Embedded) -> None:
+        pieces = await begun(engine)
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Batch, where, fail)
+            with pytest.raises(told):
+                await deltas(engine, "x", LONG)
+        if where == "begin":  # of the other one; this one was running
+            await close(pieces)
+        else:
+            with pytest.raises(told):
+                [delta async for delta in pieces]
+        assert texts(await deltas(engine, "abc", LONG)) == expected
+        await until(lambda: engine.stats()["running"] == 0)
+
+    serving(tmp_path, model, work)
+
+
+def test_the_event_loop_stays_free(tmp_path: Path) -> None:
+    async def work(engine: Embedded) -> None:
+        tasks = [asyncio.create_task(deltas(engine, "x" * i, Sampling(60))) for i in range(20)]
+        turns = 0
+        while not all(task.done() for task in tasks):
+            await asyncio.sleep(0.001)
+            turns += 1
+        assert turns > engine.stats()["steps"] / 4  # it turned between steps, and during them
+
+    serving(tmp_path, tiny_gist_model(), work)

@@ -1,0 +1,73 @@
+"""Text is told as soon as it is final, and never taken back."""
+
+import random
+
+import pytest
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import Unigram
+from transformers import PreTrainedTokenizerFast
+
+from gisting.model import GistModel
+from gisting.serving.engine import Delta, Sampling
+from gisting.serving.requests import Answer, Request
+from gisting.testing import EOS, byte_tokenizer
+
+
+def answer(tokenizer: PreTrainedTokenizerFast, *stop: str) -> Answer:
+    request = Request([1], None, Sampling(1000, stop=stop), "")
+    return Answer(
+        request,
+        0,
+        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        name=tokenizer.decode,
+        ends={EOS},
+    )
+
+
+def told(answering: Answer, ids: list[int]) -> list[Delta]:
+    found = [delta for id in [*ids, EOS] if not answering.done and (delta := answering.take(id))]
+    assert answering.done
+    return found
+
+
+def of_words() -> PreTrainedTokenizerFast:
+    """As T5's and LLaMA's tokenizers: the space belongs to the word, and the first one is lost."""
+    words = ["<pad>", "<s>", "</s>", "▁the", "▁a", "ship", "▁", "s", "▁Sails", ".", ",", "▁sea"]
+    tokenizer = Tokenizer(Unigram([(word, -1.0) for word in words], unk_id=0))
+    tokenizer.decoder = decoders.Metaspace()
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def test_letters_of_several_bytes_come_whole() -> None:
+    tokenizer = byte_tokenizer()
+    text = "naïve 😀, Ωmega — 漢字"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    found = told(answer(tokenizer), ids)
+    assert "".join(d.text for d in found) == text
+    assert not any("\N{REPLACEMENT CHARACTER}" in d.text for d in found)
+    assert sum(d.tokens for d in found) == len(ids) + 1
+
+
+def test_what_may_become_a_stop_string_is_held_back() -> None:
+    tokenizer = byte_tokenizer()
+    ids = tokenizer("one E two END three", add_special_tokens=False)["input_ids"]
+    found = told(answer(tokenizer, "END"), ids)
+    assert "".join(d.text for d in found) == "one E two"
+    assert found[-1].finish == "stop"
+    assert [d.text for d in found[:2]] == ["o", "n"]  # and what cannot become one is told at once
+
+
+@pytest.mark.parametrize("kind", ["bytes", "words", "embedded"])
+def test_pieces_of_any_tokens_are_the_text_of_all(kind: str) -> None:
+    tokenizer = {
+        "bytes": byte_tokenizer,
+        "words": of_words,
+        "embedded": lambda: GistModel.from_pretrained("embedded").tokenizer,
+    }[kind]()
+    chance = random.Random(kind)
+    for _ in range(100):
+        ids = [chance.randrange(len(tokenizer)) for _ in range(chance.randrange(1, 60))]
+        ids = [id for id in ids if id != EOS]
+        text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        assert "".join(d.text for d in told(answer(tokenizer), ids)) == text

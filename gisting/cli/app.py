@@ -4,9 +4,19 @@ from typing import Annotated
 
 import typer
 
+from gisting.cli.benchmark import benchmark
+from gisting.cli.check import check
+from gisting.cli.checkpoint import checkpoint
+from gisting.cli.compare import compare
 from gisting.cli.compress import compress
 from gisting.cli.data import data
+from gisting.cli.evaluate import evaluate
+from gisting.cli.judge import judge
+from gisting.cli.results_tables import results
+from gisting.cli.serve import serve
+from gisting.cli.store import store
 from gisting.cli.train import PASS_ON, train
+from gisting.cli.weights import weights
 
 app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich would cost more than all the rest of it
@@ -17,7 +27,17 @@ app = typer.Typer(
 )
 app.command()(compress)
 app.command(context_settings=PASS_ON, add_help_option=False, options_metavar="[SETTING]...")(train)
+app.command()(evaluate)
+app.command()(check)
+app.command()(compare)
+app.command()(results)
+app.command()(serve)
+app.add_typer(judge)
 app.add_typer(data)
+app.add_typer(checkpoint)
+app.add_typer(benchmark)
+app.add_typer(weights)
+app.add_typer(store)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,5 +1,9 @@
-"""`python -m gisting.cli.docs`: writes docs/cli.md, every command's help; `--check` compares it."""
+"""`python -m gisting.cli.docs`: writes the generated pages of docs/; `--check` compares them.
 
+`cli.md` is every command's help, `configuration.md` every setting of a training run.
+"""
+
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +11,9 @@ from typing import Any
 
 import typer
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
+from gisting.training.settings import help_text
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 WIDTH = 88
 
 HEAD = """\
@@ -22,8 +28,25 @@ to standard error. Exit status: 0 done; 2 a mistake in what was asked, told in o
 """
 
 
-def page() -> str:
-    """The page, as this version of gisting would write it."""
+def pages() -> dict[str, str]:
+    """The pages by file name, as this version of gisting would write them."""
+    return {"cli.md": _commands(), "configuration.md": _settings()}
+
+
+def _settings() -> str:
+    """Settings of a training run, ours and Hugging Face's."""
+    from transformers import Seq2SeqTrainingArguments
+
+    from gisting.training.settings import page
+
+    others = {
+        field.name: f"`{field.default!r}`" if field.default is not dataclasses.MISSING else ""
+        for field in dataclasses.fields(Seq2SeqTrainingArguments)
+    }
+    return page(others)
+
+
+def _commands() -> str:
     from gisting.cli.app import app
 
     parts = [HEAD]
@@ -33,23 +56,27 @@ def page() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page, or with `--check` say whether it is up to date; returns the exit status."""
-    if "--check" not in arguments:
-        from gisting.files import write_text
+    """Write the pages, or with `--check` name those out of date; returns the exit status."""
+    from gisting.files import write_text
 
-        write_text(PAGE, page())
-        return 0
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page():
-        return 0
-    print(f"{PAGE} is out of date; run python -m gisting.cli.docs", file=sys.stderr)
-    return 1
+    old = [
+        (DOCS / name, text)
+        for name, text in pages().items()
+        if not (DOCS / name).is_file() or (DOCS / name).read_text(encoding="utf-8") != text
+    ]
+    for path, text in old:
+        if "--check" not in arguments:
+            write_text(path, text)
+        else:
+            print(f"{path} is out of date; run python -m gisting.cli.docs", file=sys.stderr)
+    return int(bool(old) and "--check" in arguments)
 
 
 def _helps(command: Any, name: str, parent: Any) -> Iterator[tuple[str, str]]:
     """Help of a command and of those below it, at a fixed width."""
     settings = {**command.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
     context = command.context_class(command, info_name=name, parent=parent, **settings)
-    yield context.command_path, command.get_help(context)
+    yield context.command_path, help_text() if name == "train" else command.get_help(context)
     for below in getattr(command, "commands", {}).values():
         yield from _helps(below, below.name, context)
 

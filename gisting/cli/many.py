@@ -8,23 +8,21 @@ carries `run`, a digest of the model and the options.
 
 import hashlib
 import json
-import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gisting.cli.report import sizes
 from gisting.cli.request import Request
 from gisting.cli.results import PartialFile, Stdout
-from gisting.cli.run import say
+from gisting.cli.run import progress_bar, say
 from gisting.errors import GistingError, PromptError
+from gisting.evaluation.gists import Gists
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from gisting.gist import Gist
     from gisting.model import GistModel
 
@@ -56,9 +54,11 @@ def answer_file(
     if out is not None:
         expected = [{"instruction": p.instruction, "input": p.input, "run": run} for p in prompts]
         sink = PartialFile(out, expected, force=force)
-    gists = Gists(request, model, prompts[sink.done :])
+    gists = Gists(
+        partial(request.compress, model), [prompt.instruction for prompt in prompts[sink.done :]]
+    )
     try:
-        with _progress() as progress:
+        with progress_bar() as progress:
             task = progress.add_task("answering", total=len(prompts), completed=sink.done)
             while sink.done < len(prompts):
                 start = sink.done
@@ -83,27 +83,6 @@ def answer_file(
             say(sink.kept(len(prompts)))
         raise
     sink.finish()
-
-
-class Gists:
-    """Gists of the prompts to come: made when first asked for, dropped when asked for no more."""
-
-    def __init__(self, request: Request, model: "GistModel", prompts: Sequence[Prompt]) -> None:
-        self._request, self._model = request, model
-        self._uses = Counter(prompt.instruction for prompt in prompts)
-        self._made: dict[str, Gist] = {}
-
-    def take(self, instructions: Sequence[str]) -> "list[Gist]":
-        """The gist of each instruction; new ones are compressed in one batch."""
-        new = [text for text in dict.fromkeys(instructions) if text not in self._made]
-        if new:
-            self._made.update(zip(new, self._request.compress(self._model, new), strict=True))
-        rows = [self._made[text] for text in instructions]
-        self._uses.subtract(instructions)
-        for text in set(instructions):
-            if not self._uses[text]:
-                del self._made[text]
-        return rows
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -173,24 +152,3 @@ def _at(where: str) -> Iterator[None]:
         yield
     except PromptError as error:
         raise PromptError(f"{where}: {error}") from error
-
-
-def _progress() -> "Progress":
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(file=sys.stderr)
-    return Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,  # a log has no use for a bar
-    )

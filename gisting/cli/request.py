@@ -48,12 +48,18 @@ class Request:
             quiet_libraries()
         from gisting.model import GistModel
 
+        model = self.model
+        if self.base is not None:
+            from gisting.cli.weights import tensor_bar
+            from gisting.weights.automatic import recovered
+
+            with tensor_bar() as progress:
+                model = recovered(model, self.base, cache_dir=self.cache_dir, progress=progress)
         return GistModel.from_pretrained(
-            self.model,
+            model,
             dtype=self.precision,
-            device=_device(self.device),
+            device=choose_device(self.device),
             cache_dir=self.cache_dir,
-            weight_diff_base=self.base,
         )
 
     def k(self, model: "GistModel") -> int:
@@ -93,7 +99,8 @@ class Request:
         )
 
 
-def _device(name: str) -> str:
+def choose_device(name: str) -> str:
+    """A device for torch; "auto" is a GPU where there is one."""
     if name != "auto":
         return name
     import torch

@@ -2,13 +2,19 @@
 
 import os
 import sys
+import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import typer
 
 from gisting.errors import GistingError, SaveError
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 NAME = "gisting"
+GRACE = 5.0  # seconds
 
 # typer carries its own click since 0.26, so the class has no name that all versions share
 UsageError: type[BaseException] = typer.BadParameter.__base__ or typer.BadParameter
@@ -60,6 +66,28 @@ def say(text: str) -> None:
     print(f"{NAME}: {text}", file=sys.stderr, flush=True)
 
 
+def progress_bar() -> "Progress":
+    """A bar on standard error, where that is a terminal; it goes when all is done."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(file=sys.stderr)
+    return Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,  # a log has no use for a bar
+    )
+
+
 def quiet_libraries() -> None:
     """Keep transformers' progress bars and everybody's warnings off stderr."""
     import warnings
@@ -72,6 +100,10 @@ def quiet_libraries() -> None:
 
 
 def _complain(message: str) -> int:
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":  # most mistakes are every process's; the first tells, the launcher ends us
+        time.sleep(GRACE)
+        message = f"on rank {rank}: {message}"
     say("error: " + " ".join(message.split()))
     return 2
 

@@ -86,7 +86,7 @@ def test_a_full_standard_output_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (["gisting", "comp"], {"compress"}),
+        (["gisting", "compr"], {"compress"}),
         (["gisting", "compress", "--num"], {"--num-gist-tokens"}),
         (["gisting", "compress", "--precision", "b"], {"bf16"}),
         (["gisting", "data", "b"], {"build"}),

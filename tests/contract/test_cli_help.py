@@ -1,10 +1,13 @@
-"""docs/cli.md says what the commands' help says."""
+"""The generated pages of docs/ say what the commands and the configuration say."""
 
 from pathlib import Path
 
-from gisting.cli.docs import page
+import pytest
+
+from gisting.cli.docs import pages
 
 
-def test_the_page_is_what_the_commands_say(root: Path) -> None:
-    written = (root / "docs" / "cli.md").read_text()
-    assert written == page(), "out of date; run python -m gisting.cli.docs"
+@pytest.mark.parametrize("name", ["cli.md", "configuration.md"])
+def test_the_page_is_up_to_date(name: str, root: Path) -> None:
+    written = (root / "docs" / name).read_text(encoding="utf-8")
+    assert written == pages()[name], "run python -m gisting.cli.docs"

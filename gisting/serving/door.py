@@ -10,12 +10,16 @@ from collections import deque
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gisting.errors import BusyError
 from gisting.serving.failures import ApiError, GoneError
 from gisting.serving.keys import ANY, Keys, scope_of
 from gisting.serving.limits import MAX_FILE
 from gisting.serving.logs import note_of
 
 FILE = "/v1/gists/file"
+MOST_FILES = 4
+"""Gist files at once: each is in memory several times over while it is checked."""
+
 BODY_SECONDS = 60.0
 """A body must be there after so long."""
 
@@ -30,6 +34,7 @@ class Door:
 
     def __init__(self, app: ASGIApp, *, keys: Keys | None, max_body: int) -> None:
         self._app, self._keys, self._max_body = app, keys, max_body
+        self._files = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -39,12 +44,25 @@ class Door:
         headers = Headers(scope=scope)
         if self._keys is not None:
             _check_key(self._keys, scope, headers)
-        limit = MAX_FILE if scope["path"] == FILE else self._max_body
+        if scope["path"] != FILE:
+            await self._let_in(scope, receive, send, headers, self._max_body)
+            return
+        if self._files >= MOST_FILES:
+            raise BusyError(f"{MOST_FILES} gist files are coming in already; send it later", 1.0)
+        self._files += 1
+        try:
+            await self._let_in(scope, receive, send, headers, MAX_FILE)
+        finally:
+            self._files -= 1
+
+    async def _let_in(
+        self, scope: Scope, receive: Receive, send: Send, headers: Headers, limit: int
+    ) -> None:
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await _read(receive, headers, limit)
         except TimeoutError:
-            raise ApiError(408, "the body did not come in time", code="timeout") from None
+            raise _ends_here(408, "the body did not come in time", "timeout") from None
         left = deque([body])
 
         async def again() -> Message:
@@ -92,6 +110,9 @@ async def _read(receive: Receive, headers: Headers, limit: int) -> bytes:
 
 
 def _too_large(limit: int) -> ApiError:
-    # the rest of the body is not read: the connection ends here
-    message = f"the body has more than {limit} bytes"
-    return ApiError(413, message, code="body_too_large", headers={"Connection": "close"})
+    return _ends_here(413, f"the body has more than {limit} bytes", "body_too_large")
+
+
+def _ends_here(status: int, message: str, code: str) -> ApiError:
+    # the rest of the body is not read
+    return ApiError(status, message, code=code, headers={"Connection": "close"})

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -121,10 +121,8 @@ async def http_failure(request: Request, error: Exception) -> Json:
 async def invalid(request: Request, error: Exception) -> Json:
     """A request whose fields are not what they should be: the first of its mistakes."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
-    known = place[0] in ("body", "query", "path", "header", "cookie")
-    name = ".".join(place[1:] if known else place)[:100]
+    first = _first(error.errors())
+    name = ".".join(_place(first))[:100]
     if first["type"] == "extra_forbidden":
         message = f"unknown or unsupported field {name!r}"
     elif first["type"] == "json_invalid":
@@ -134,3 +132,19 @@ async def invalid(request: Request, error: Exception) -> Json:
     else:
         message = f"{name}: {first['msg']}"
     return ApiError(400, message, code="invalid_value", param=name or None).response()
+
+
+def _first(mistakes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Of a field that may be this or that, the alternative that went furthest tells most."""
+    field = _place(mistakes[0])
+    return max(
+        (one for one in mistakes if _place(one)[: len(field)] == field),
+        key=lambda one: (len(one["loc"]), one["type"] not in ("string_type", "list_type")),
+    )
+
+
+def _place(mistake: Mapping[str, Any]) -> list[str]:
+    """Where it is in the request, without pydantic's names of alternatives (`list[Part]`)."""
+    *path, last = [str(part) for part in mistake["loc"][1:]] or [""]
+    ours = mistake["type"] != "extra_forbidden"  # else the last is the client's word
+    return [part for part in path if "[" not in part] + [last] * (not ours or "[" not in last)

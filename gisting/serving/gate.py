@@ -10,15 +10,18 @@ import asyncio
 from collections.abc import Mapping
 from ipaddress import ip_address
 
+from fastapi.routing import APIRoute
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gisting.errors import UnavailableError
+from gisting.errors import BusyError, UnavailableError
 from gisting.serving.failures import ApiError, GoneError, failure_of, internal
 from gisting.serving.logs import Note, log, take_note
 from gisting.serving.metrics import Metrics
 
 ALWAYS = ("/health/live", "/health/ready", "/metrics")
+MOST = 1024
+"""Requests at once, those included whose body is still coming."""
 
 
 class Drain:
@@ -89,9 +92,12 @@ class Gate:
             )
         if self._drain.begun and path not in ALWAYS:
             raise UnavailableError("the server is stopping; ask another, or in a while")
+        if self._drain.running > MOST and path not in ALWAYS:
+            raise BusyError(f"more than {MOST} requests at once; ask again in a while", 1.0)
 
     def _tell(self, scope: Scope, note: Note, status: int) -> None:
-        route = getattr(scope.get("route"), "path", "other")
+        found = scope.get("route")
+        route = found.path if isinstance(found, APIRoute) else "other"
         self._metrics.requests.labels(route, str(status)).inc()
         self._metrics.seconds.labels(route).observe(note.seconds)
         facts: Mapping[str, object] = {

@@ -90,9 +90,12 @@ class JsonLines(logging.Formatter):
 
 
 def start_logging(*, log_prompts: bool) -> None:
-    """Send what this server and uvicorn have to say to standard error, as JSON."""
+    """Send what this server, uvicorn and all others have to say to standard error, as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(whole=log_prompts))
+    # asyncio tells of exceptions, and those may quote a prompt
+    logging.getLogger().handlers = [handler]
+    logging.captureWarnings(True)
     for name, level in (("gisting", logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers = [handler]

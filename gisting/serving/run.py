@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from gisting.errors import OptionError
+from gisting.serving.connection import Connection
 from gisting.serving.logs import log
 from gisting.serving.service import Service
 
@@ -26,7 +27,7 @@ class Server(uvicorn.Server):
             app,
             lifespan="on",
             ws="none",
-            http="h11",
+            http=Connection,
             access_log=False,
             log_config=None,
             server_header=False,
@@ -67,7 +68,12 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, before anything slow is done (raises OptionError)."""
+    """A socket that listens, before anything slow is done (raises OptionError).
+
+    Whoever connects before the model is loaded waits for it.
+    """
+    if not host:  # the system takes it for every network
+        raise OptionError("--host is empty; 0.0.0.0 is every network")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -75,7 +81,8 @@ def listen(host: str, port: int) -> socket.socket:
         found = socket.socket(family, kind, protocol)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
-    except (OSError, OverflowError) as error:
+        found.listen()
+    except (OSError, OverflowError, UnicodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise OptionError(
             f"cannot listen on {host} port {port}: {reason}; choose another --port or --host"

@@ -1,20 +1,20 @@
 """What the routes share: the engine, the store, and what the server may do."""
 
 import asyncio
+import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
 from fastapi import Request
 
-from gisting.errors import GistMismatchError
+from gisting.errors import GistMismatchError, SaveError
 from gisting.gist import Gist
 from gisting.serving.engine import Engine
 from gisting.serving.gate import Drain
 from gisting.serving.limits import Settings
 from gisting.serving.metrics import Metrics
 from gisting.store import GistStore
-
-SAMPLE = "Answer."
 
 
 @dataclass(slots=True)
@@ -52,15 +52,21 @@ class Service:
         A file's fingerprint is only what the file says; activations of another shape would end the
         answers of everybody in the same batch.
         """
-        if self._own is None:
-            _, self._own = await self.engine.compress(SAMPLE)
-        own = self._own
+        own = self._own = self._own or await self._sample()
         gist.check(own.model, own.template, 1)
         if _form(gist) != _form(own):
             raise GistMismatchError(
                 "this gist's activations do not have this model's shapes; compress the "
                 "instruction with this model"
             )
+
+    async def _sample(self) -> Gist:
+        """A gist of this model; it does not stay in the store."""
+        # what nobody else asks for, so that nobody's gist is removed
+        id, gist = await self.engine.compress(f"Answer {secrets.token_hex(8)}.")
+        with suppress(SaveError):
+            await asyncio.to_thread(self.store.remove, id)
+        return gist
 
 
 def check_finite(gist: Gist) -> None:

@@ -1,5 +1,6 @@
 """Answers as server-sent events: `data: {...}` and an empty line, `data: [DONE]` at the end."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -10,6 +11,9 @@ from starlette.types import Receive, Scope, Send
 from gisting.serving.failures import failure_of, internal
 from gisting.serving.logs import log
 from gisting.serving.replies import Reply
+
+LAST = 5.0
+"""Seconds that a client has to read the end of what took all the time there was."""
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -26,7 +30,9 @@ class Events(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them."""
         try:
-            await super().__call__(scope, receive, send)
+            # one who does not read holds up the sending, whatever the engine does
+            async with asyncio.timeout_at(self._reply.deadline + LAST):
+                await super().__call__(scope, receive, send)
         finally:
             await self._reply.close()
 

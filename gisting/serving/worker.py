@@ -96,6 +96,11 @@ class Worker:
             self._waiting.remove(request)
 
     @property
+    def ended(self) -> bool:
+        """Whether it takes nothing any more."""
+        return self._stopping
+
+    @property
     def waiting(self) -> int:
         """Requests in the queue."""
         with self._changed:

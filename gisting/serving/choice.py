@@ -8,7 +8,14 @@ refused   it could not be used: the instruction is read in full
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gisting.errors import GistError, GistFileError, GistMismatchError, OptionError, PromptError
+from gisting.errors import (
+    GistError,
+    GistFileError,
+    GistMismatchError,
+    OptionError,
+    PromptError,
+    SaveError,
+)
 from gisting.fidelity import fidelity_of
 from gisting.gist import Gist, instruction_hash
 from gisting.serving.failures import ApiError
@@ -70,7 +77,7 @@ async def choose(service: Service, instruction: str, asked: str, k: int | None) 
             return Choice("off", "there is no instruction")
         try:
             id, gist = await service.engine.compress(instruction, k)
-        except (PromptError, OptionError) as error:
+        except (PromptError, OptionError, SaveError) as error:
             return Choice("refused", str(error))
         return _measured(service, instruction, id, gist)
     try:

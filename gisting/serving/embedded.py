@@ -1,43 +1,34 @@
 """The embedded engine: gists served by transformers in this process, and nothing else.
 
-    Embedded ── answer ──> Worker (one thread: all rows of all requests, step by step)
-             ── compress, measure ──> a few threads of their own
-
-Compressing and measuring are passes of their own: they write nothing that rows read (weights are
-only read, T5's hooks live under its adapter's lock), so they run beside the steps, and a long
-instruction seen for the first time does not hold up answers under way. The store compresses one
-instruction at a time, and one gist is measured at a time.
+Embedded ── answer ──> Worker (one thread: all rows of all requests, step by step)
+         ── compress, measure ──> Local (a few threads of their own)
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, TypeVar
 
 import torch
 
-from gisting.errors import BusyError, OptionError, PromptError, UnavailableError
-from gisting.fidelity import measure_fidelity, with_fidelity
+from gisting.errors import OptionError, PromptError
 from gisting.gist import Gist
 from gisting.model import GistModel
 from gisting.models.inputs import check_numbers
 from gisting.prompts import Input
 from gisting.serving.admission import Limits
 from gisting.serving.engine import Delta, Engine, Prompt, Sampling, Size
+from gisting.serving.local import Local, aside
 from gisting.serving.requests import Request
-from gisting.serving.worker import STOPPED, Worker
-from gisting.store import GistKey, GistStore
+from gisting.serving.worker import Worker
+from gisting.store import GistStore
 
 MAX_WAITING = 256
 MAX_ROWS = 64
+MAX_LENGTH = 16_384
+"""Tokens. A pass takes memory by their square (its mask), and some models have no last position."""
 KV_LIMIT = 2 * 2**30
 """Bytes of keys and values where nobody says how many, and the model is on the CPU."""
-LONG_TEXT = 16_000
-"""Characters that take the tokenizer some milliseconds."""
-
-T = TypeVar("T")
 
 
 class Embedded(Engine):
@@ -49,6 +40,8 @@ class Embedded(Engine):
         name: the model's id as clients know it.
         max_waiting: requests in the queue, and instructions waiting to be compressed.
         max_rows: answers decoded at once.
+        max_length: tokens of a prompt and its answer together, and of an instruction with its gist
+            tokens; the model's positions may allow less.
         kv_limit: bytes of keys and values that answers may take together; default: half of what is
             free on the GPU, 2 GiB on a CPU.
 
@@ -64,13 +57,16 @@ class Embedded(Engine):
         name: str = "gisting",
         max_waiting: int = MAX_WAITING,
         max_rows: int = MAX_ROWS,
+        max_length: int = MAX_LENGTH,
         kv_limit: int | None = None,
     ) -> None:
-        check_numbers(max_waiting=max_waiting, max_rows=max_rows, kv_limit=kv_limit or 1)
+        check_numbers(max_waiting=max_waiting, max_rows=max_rows)
+        check_numbers(max_length=max_length, kv_limit=kv_limit or 1)
         self.name = name
         self.model, self.store = model, store
         self.trained = model.config.num_gist_tokens or (model.config.default_k,)
-        self.max_length = model.adapter.max_positions
+        positions = model.adapter.max_positions or max_length
+        self.max_length = min(max_length, positions)
         self.max_rows = max_rows
         self.max_waiting = max_waiting
         self.kv_limit = _free(model.device) if kv_limit is None else kv_limit
@@ -83,9 +79,13 @@ class Embedded(Engine):
         self._worker = Worker(model, limits, max_waiting=max_waiting, post=self._post)
         self._ids = lru_cache(max_waiting)(self._encode)  # a front asks for the size first
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._compressing = ThreadPoolExecutor(4, thread_name_prefix="gisting compress")
-        self._measuring = ThreadPoolExecutor(1, thread_name_prefix="gisting measure")
-        self._jobs: dict[object, asyncio.Future[Any]] = {}
+        self._local = Local(
+            model,
+            store,
+            max_length=self.max_length,
+            max_waiting=max_waiting,
+            seconds=self._worker.seconds_until_room,
+        )
         self._stopped = False
 
     async def start(self) -> None:
@@ -100,38 +100,19 @@ class Embedded(Engine):
             return
         self._stopped = True
         await asyncio.to_thread(self._worker.stop)
-        for pool in (self._compressing, self._measuring):
-            await asyncio.to_thread(pool.shutdown, cancel_futures=True)
+        await self._local.stop()
 
     async def compress(
         self, instruction: str, num_gist_tokens: int | None = None
     ) -> tuple[str, Gist]:
         """See `Engine.compress`."""
-        k = self.model.check_k(num_gist_tokens)
-        key = await _aside(len(instruction), lambda: GistKey.of(self.model, instruction, k))
-        gist = await self._once(
-            key.id,
-            self._compressing,
-            lambda: self.store.get_or_compress(self.model, instruction, num_gist_tokens=k),
-        )
-        return key.id, gist
+        return await self._local.compress(instruction, num_gist_tokens)
 
     async def measure(
         self, id: str, instruction: str, probes: Sequence[str]
     ) -> Mapping[str, object]:
         """See `Engine.measure`."""
-        given = tuple(probes)
-
-        def work() -> Mapping[str, object]:
-            gist = self.store.load(id)
-            found = measure_fidelity(
-                self.model, instruction, gist.to(device=self.model.device), probes=given or None
-            )
-            key = GistKey.of(self.model, instruction, gist.num_tokens)
-            self.store.put(key if key.id == id else None, with_fidelity(gist, found))
-            return found.to_json()
-
-        return await self._once(("measure", id, instruction, given), self._measuring, work)
+        return await self._local.measure(id, instruction, probes)
 
     def size(self, prompt: Prompt, gist: Gist | None, sampling: Sampling) -> Size:
         """See `Engine.size`."""
@@ -143,10 +124,17 @@ class Embedded(Engine):
         )
 
     async def answer(
-        self, prompt: Prompt, gist: Gist | None, sampling: Sampling, *, client: str = ""
+        self,
+        prompt: Prompt,
+        gist: Gist | None,
+        sampling: Sampling,
+        *,
+        client: str = "",
+        id: str = "",
+        whole: bool = False,
     ) -> AsyncGenerator[Delta, None]:
         """See `Engine.answer`."""
-        request = await _aside(
+        request = await aside(
             prompt.characters, lambda: self._request(prompt, gist, sampling, client)
         )
         self._check_room(request)
@@ -161,6 +149,11 @@ class Embedded(Engine):
                 yield said
         finally:
             self._worker.cancel(request)
+
+    @property
+    def works(self) -> bool:
+        """See `Engine.works`."""
+        return not self._worker.ended
 
     def stats(self) -> Mapping[str, float]:
         """See `Engine.stats`."""
@@ -185,10 +178,10 @@ class Embedded(Engine):
         turns = prompt.turns if isinstance(prompt.turns, str) else tuple(prompt.turns)
         ids = self._ids("" if gist is not None else prompt.instruction, turns)
         request = Request(ids, gist, sampling, client)
-        if self.max_length is not None and request.columns > self.max_length:
+        if request.columns > self.max_length:
             raise PromptError(
                 f"{request.columns} tokens (prompt and answer) are more than the "
-                f"{self.max_length} this model can place; shorten the prompt or max_tokens"
+                f"{self.max_length} allowed here; shorten the prompt or max_tokens"
             )
         return request
 
@@ -219,39 +212,6 @@ class Embedded(Engine):
         if said:
             with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 self._loop.call_soon_threadsafe(hand_out)
-
-    async def _once(self, name: object, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-        """What `work` gives, done once for all who ask under one name meanwhile.
-
-        The store does so for threads; here those who wait need no thread.
-        """
-        if self._stopped:
-            raise UnavailableError(STOPPED)
-        job = self._jobs.get(name)
-        if job is None:
-            if len(self._jobs) >= self.max_waiting:
-                seconds = self._worker.seconds_until_room()
-                raise BusyError(f"{len(self._jobs)} instructions are waiting already", seconds)
-            job = asyncio.get_running_loop().run_in_executor(pool, work)
-            self._jobs[name] = job
-            job.add_done_callback(lambda done: self._done(name, done))
-        try:
-            found: T = await asyncio.shield(job)  # others may wait for it, too
-            return found
-        except asyncio.CancelledError:
-            if job.cancelled():
-                raise UnavailableError(STOPPED) from None
-            raise
-
-    def _done(self, name: object, job: asyncio.Future[Any]) -> None:
-        del self._jobs[name]
-        if not job.cancelled():
-            job.exception()  # looked at, though everybody who asked may be gone
-
-
-async def _aside(characters: int, work: Callable[[], T]) -> T:
-    """What `work` makes of a text; long ones in a thread, since the loop has others to serve."""
-    return await asyncio.to_thread(work) if characters > LONG_TEXT else work()
 
 
 def _free(device: torch.device) -> int:

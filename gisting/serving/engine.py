@@ -144,15 +144,30 @@ class Engine(Protocol):
         """Fidelity of a stored gist on `probes` (`Fidelity.to_json`), kept with the gist."""
 
     def size(self, prompt: Prompt, gist: Gist | None, sampling: Sampling) -> Size:
-        """What this prompt takes (raises PromptError: it cannot be a prompt, or is too long)."""
+        """What this prompt takes (raises PromptError: it cannot be a prompt, or is too long).
+
+        For long prompts it is called from another thread.
+        """
 
     def answer(
-        self, prompt: Prompt, gist: Gist | None, sampling: Sampling, *, client: str = ""
+        self,
+        prompt: Prompt,
+        gist: Gist | None,
+        sampling: Sampling,
+        *,
+        client: str = "",
+        id: str = "",
+        whole: bool = False,
     ) -> AsyncGenerator[Delta, None]:
         """Answers, piece by piece, as they come; closing the iterator cancels what is left.
 
-        Where `gist` is given, it stands for the instruction. `client` is whose turn it is in the
-        queue: clients get their turns one after another, however many requests each has waiting.
+        Args:
+            gist: stands for the instruction, where it is given.
+            client: whose turn it is in the queue: clients get their turns one after another,
+                however many requests each has waiting.
+            id: under which the store has the gist.
+            whole: nobody is told a piece before all are there, so what fails half way may begin
+                anew.
 
         Raises (at the first piece):
             PromptError: not a prompt, too long, or more than there is memory for at any time.
@@ -161,6 +176,11 @@ class Engine(Protocol):
             BusyError: the queue is full, or memory ran out.
             UnavailableError: the engine stopped, or failed at this request.
         """
+
+    @property
+    def works(self) -> bool:
+        """False once it can answer nobody any more; the server then says that it is not ready."""
+        return True
 
     def stats(self) -> Mapping[str, float]:
         """`running` and `waiting` requests, `kv_bytes` reserved of `kv_limit`; `steps`, `tokens`.

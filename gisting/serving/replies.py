@@ -25,6 +25,9 @@ from gisting.serving.service import Service
 
 T = TypeVar("T")
 
+LONG_TEXT = 16_000
+"""Characters that take a tokenizer some milliseconds."""
+
 NEVER = -9999.0
 """Stands for log-probabilities that JSON cannot say (OpenAI's number)."""
 
@@ -44,6 +47,7 @@ class Reply:
     Attributes:
         choice: what stands for its instruction.
         answers: how many there are.
+        deadline: when it must have ended, in the event loop's time.
     """
 
     def __init__(
@@ -54,12 +58,12 @@ class Reply:
         self._tokens = 0
         self._source: AsyncGenerator[Delta, None] | None = None
         self._first: Delta | None = None
-        self._deadline = 0.0
+        self.deadline = 0.0
 
     async def begin(self, streams: Sequence[AsyncIterator[Delta]], deadline: float) -> None:
         """Wait for the first piece: only then is it known whether there is an answer."""
         self._source = _merged(streams, self._n)
-        self._deadline = deadline
+        self.deadline = deadline
         try:
             self._first = await self._next()
         except BaseException:
@@ -114,7 +118,7 @@ class Reply:
 
     async def _next(self) -> Delta | None:
         assert self._source is not None
-        async with asyncio.timeout_at(self._deadline):
+        async with asyncio.timeout_at(self.deadline):
             return await anext(self._source, None)
 
     def _count(self) -> None:
@@ -180,17 +184,23 @@ async def begin(
     asked = []
     for input in inputs:
         prompt = Prompt(instruction, input)
-        size = service.engine.size(prompt, choice.gist, sampling)
+        size = await _size(service, prompt, choice, sampling)
+        own = sampling
         if max_tokens is None:
             room = (service.engine.max_length or fallback + size.tokens) - size.tokens
             own = replace(sampling, max_tokens=max(1, min(fallback, room)))
-            size = service.engine.size(prompt, choice.gist, own)
-        else:
-            own = sampling
+            size = await _size(service, prompt, choice, own)
         asked.append((prompt, own, size))
     reply = Reply(service, note, choice, [size for _, _, size in asked], n)
     streams = [
-        service.engine.answer(prompt, choice.gist, own, client=note.client)
+        service.engine.answer(
+            prompt,
+            choice.gist,
+            own,
+            client=note.client,
+            id=choice.id or "",
+            whole=not body.stream,
+        )
         for prompt, own, _ in asked
     ]
     await reply.begin(streams, deadline)
@@ -220,6 +230,12 @@ def stamp() -> int:
 def finite(logprob: float) -> float:
     """A log-probability that JSON can say."""
     return logprob if isfinite(logprob) else NEVER
+
+
+async def _size(service: Service, prompt: Prompt, choice: Choice, sampling: Sampling) -> Size:
+    if prompt.characters > LONG_TEXT:  # others have answers coming meanwhile
+        return await asyncio.to_thread(service.engine.size, prompt, choice.gist, sampling)
+    return service.engine.size(prompt, choice.gist, sampling)
 
 
 async def _gone(request: Request) -> None:

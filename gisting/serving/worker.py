@@ -22,6 +22,7 @@ from gisting.model import GistModel
 from gisting.serving.admission import Limits
 from gisting.serving.batch import Batch
 from gisting.serving.engine import Delta
+from gisting.serving.once import STOPPED
 from gisting.serving.requests import Answer, Request
 from gisting.serving.waiting import Waiting
 
@@ -29,7 +30,6 @@ log = logging.getLogger(__name__)
 
 Post = Callable[[list[tuple[Request, Delta | Exception]]], None]
 
-STOPPED = "the server is stopping; ask again in a while"
 FAILED = "the engine failed at this request; ask again"
 RECENT = 64  # answers whose ends say how quick things are
 LONGEST_WAIT = 60.0  # seconds that anybody is told to stay away

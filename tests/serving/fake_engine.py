@@ -13,16 +13,17 @@ from gisting.fidelity import PARTS, Fidelity, with_fidelity
 from gisting.gist import Gist
 from gisting.model import GistModel
 from gisting.prompts import check_text
-from gisting.serving.engine import Delta, Prompt, Sampling, Size, TokenLogprob
+from gisting.serving.engine import Delta, Engine, Prompt, Sampling, Size, TokenLogprob
 from gisting.store import GistKey, GistStore
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """Compresses truly, with a tiny model; answers falsely."""
 
     name = "tiny"
     trained = (1, 2, 4)
     max_length: int | None = 512
+    works = True
 
     def __init__(self, model: GistModel, store: GistStore) -> None:
         self.model, self.store = model, store
@@ -66,7 +67,14 @@ class FakeEngine:
         return Size(tokens, kept, 8 * (tokens + sampling.max_tokens))
 
     async def answer(
-        self, prompt: Prompt, gist: Gist | None, sampling: Sampling, *, client: str = ""
+        self,
+        prompt: Prompt,
+        gist: Gist | None,
+        sampling: Sampling,
+        *,
+        client: str = "",
+        id: str = "",
+        whole: bool = False,
     ) -> AsyncIterator[Delta]:
         self.clients.append(client)
         self.samplings.append(sampling)

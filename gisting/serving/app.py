@@ -17,6 +17,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from gisting.serving import chat, completions, gists, health, models, playground
+from gisting.serving.answers import FAILURES
 from gisting.serving.door import Door
 from gisting.serving.engine import Engine
 from gisting.serving.failures import http_failure, invalid
@@ -63,6 +64,7 @@ def make_app(
         docs_url=None,  # they load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        responses=FAILURES,
         dependencies=[] if keys is None else [Depends(HTTPBearer(auto_error=False))],
     )
     app.state.service = service

@@ -8,6 +8,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
+from gisting.serving.answers import ChatAnswer, streamed
 from gisting.serving.engine import TokenLogprob
 from gisting.serving.failures import ApiError, Json
 from gisting.serving.limits import CHAT_TOKENS
@@ -19,7 +20,9 @@ from gisting.serving.sse import Events
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", summary="Answer a conversation")
+@router.post(
+    "/v1/chat/completions", summary="Answer a conversation", responses=streamed(ChatAnswer)
+)
 async def chat(
     request: Request,
     body: ChatRequest,

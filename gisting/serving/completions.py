@@ -8,6 +8,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
+from gisting.serving.answers import TextAnswer, streamed
 from gisting.serving.engine import TokenLogprob
 from gisting.serving.failures import ApiError, Json
 from gisting.serving.limits import COMPLETION_TOKENS, MAX_ANSWERS
@@ -19,7 +20,7 @@ from gisting.serving.sse import Events
 router = APIRouter()
 
 
-@router.post("/v1/completions", summary="Answer one or more inputs")
+@router.post("/v1/completions", summary="Answer one or more inputs", responses=streamed(TextAnswer))
 async def complete(
     request: Request,
     body: CompletionRequest,

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from gisting.errors import GistFileError, SaveError
 from gisting.fidelity import fidelity_of
 from gisting.gist import Gist
+from gisting.serving.answers import GistFacts, GistGone, GistList
 from gisting.serving.failures import ApiError, Json
 from gisting.serving.limits import MAX_LISTED
 from gisting.serving.replies import unless_gone
@@ -22,7 +23,9 @@ router = APIRouter(prefix="/v1/gists")
 Id = Annotated[str, Path(pattern=ID)]
 
 
-@router.post("", summary="Compress an instruction", status_code=201)
+@router.post(
+    "", summary="Compress an instruction", status_code=201, responses={201: {"model": GistFacts}}
+)
 async def create(request: Request, body: NewGist) -> dict[str, Any]:
     """The gist is kept in the store; one that is there already is not made again."""
     service = service_of(request)
@@ -33,7 +36,7 @@ async def create(request: Request, body: NewGist) -> dict[str, Any]:
     return await _one(service, id, gist)
 
 
-@router.get("", summary="List gists")
+@router.get("", summary="List gists", responses={200: {"model": GistList}})
 async def list_gists(
     request: Request, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = MAX_LISTED
 ) -> dict[str, Any]:
@@ -48,6 +51,7 @@ async def list_gists(
     "/file",
     summary="Bring a gist file",
     status_code=201,
+    responses={201: {"model": GistFacts}},
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -78,14 +82,14 @@ async def upload(
     return await _one(service, id, gist)
 
 
-@router.get("/{id}", summary="Look at a gist")
+@router.get("/{id}", summary="Look at a gist", responses={200: {"model": GistFacts}})
 async def get(request: Request, id: Id) -> dict[str, Any]:
     """What is known of it, its fidelity with all parts."""
     service = service_of(request)
     return await _one(service, id, await asyncio.to_thread(service.store.load, id))
 
 
-@router.delete("/{id}", summary="Delete a gist")
+@router.delete("/{id}", summary="Delete a gist", responses={200: {"model": GistGone}})
 async def delete(request: Request, id: Id) -> dict[str, Any]:
     """Pinned or not."""
     if not await asyncio.to_thread(service_of(request).store.remove, id):
@@ -93,7 +97,7 @@ async def delete(request: Request, id: Id) -> dict[str, Any]:
     return {"id": id, "object": "gist", "deleted": True}
 
 
-@router.patch("/{id}", summary="Pin a gist, or no longer")
+@router.patch("/{id}", summary="Pin a gist, or no longer", responses={200: {"model": GistFacts}})
 async def change(request: Request, id: Id, body: GistChange) -> dict[str, Any]:
     """A pinned gist is never evicted for room."""
     service = service_of(request)
@@ -101,7 +105,12 @@ async def change(request: Request, id: Id, body: GistChange) -> dict[str, Any]:
     return await _one(service, id, await asyncio.to_thread(service.store.load, id))
 
 
-@router.get("/{id}/file", summary="Take a gist away", response_class=Response)
+@router.get(
+    "/{id}/file",
+    summary="Take a gist away",
+    response_class=Response,
+    responses={200: {"content": {FILE_TYPE: {"schema": {"type": "string", "format": "binary"}}}}},
+)
 async def download(request: Request, id: Id) -> Response:
     """As a file for `gisting compress --gist`, or another server of the same model."""
     gist = await asyncio.to_thread(service_of(request).store.load, id)

@@ -20,14 +20,21 @@ async def live() -> dict[str, str]:
 
 @router.get("/health/ready", summary="Are requests welcome?")
 async def ready(request: Request) -> dict[str, str]:
-    """503 before the engine has started, and from SIGTERM on."""
+    """503 before the engine has started, when it has failed for good, and from SIGTERM on."""
     service = service_of(request)
     if service.drain.begun or not service.ready:
         raise UnavailableError("the server is stopping, or has not started yet")
+    if not service.engine.works:
+        raise UnavailableError("the engine has ended; start the server again")
     return {"status": "ready"}
 
 
-@router.get("/metrics", summary="Numbers for Prometheus")
+@router.get(
+    "/metrics",
+    summary="Numbers for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 async def metrics(request: Request) -> Response:
     """See docs/serving.md for what they mean."""
     service = service_of(request)

@@ -4,6 +4,7 @@ What was asked and answered is not in them, nor are keys. Exceptions are told by
 because their messages may quote a prompt.
 """
 
+import asyncio
 import json
 import logging
 import re
@@ -61,6 +62,11 @@ def note_of(scope: Scope) -> Note:
     return note
 
 
+def tell_of_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What asyncio found out too late; its own words show exceptions whole."""
+    log.error("in the event loop: %s", context["message"], exc_info=context.get("exception"))
+
+
 class JsonLines(logging.Formatter):
     """Records as JSON; a record's `facts` are its fields."""
 
@@ -93,7 +99,6 @@ def start_logging(*, log_prompts: bool) -> None:
     """Send what this server, uvicorn and all others have to say to standard error, as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(whole=log_prompts))
-    # asyncio tells of exceptions, and those may quote a prompt
     logging.getLogger().handlers = [handler]
     logging.captureWarnings(True)
     for name, level in (("gisting", logging.INFO), ("uvicorn", logging.WARNING)):

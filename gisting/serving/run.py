@@ -4,6 +4,7 @@ SIGTERM or Ctrl-C: new requests get 503, running ones go on for up to `drain_sec
 it leaves at once.
 """
 
+import asyncio
 import socket
 import time
 from types import FrameType
@@ -13,7 +14,7 @@ from fastapi import FastAPI
 
 from gisting.errors import OptionError
 from gisting.serving.connection import Connection
-from gisting.serving.logs import log
+from gisting.serving.logs import log, tell_of_loop
 from gisting.serving.service import Service
 
 LAST = 2  # seconds for connections to close, once nothing runs any more
@@ -42,6 +43,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the engine, then say where to ask."""
+        asyncio.get_running_loop().set_exception_handler(tell_of_loop)
         await super().startup(sockets)
         assert sockets
         host, port = sockets[0].getsockname()[:2]

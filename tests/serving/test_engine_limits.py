@@ -103,7 +103,7 @@ def test_what_can_never_be_answered_is_refused_with_advice(tmp_path: Path) -> No
     async def work(engine: Embedded) -> None:
         with pytest.raises(PromptError, match=r"lower max_tokens or n"):
             await deltas(engine, "x", Sampling(80, n=4))
-        with pytest.raises(PromptError, match="more than the 512 this model can place"):
+        with pytest.raises(PromptError, match="more than the 512 allowed here"):
             await deltas(engine, "x", Sampling(600))
         with pytest.raises(PromptError, match="<GIST>"):
             await deltas(engine, "<GIST>", Sampling(6))

@@ -12,8 +12,10 @@ Shapes: B batch, K tokens kept (the longest row), H heads, D head size, N layers
 """
 
 import hashlib
+import operator
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +28,7 @@ from gisting.files import write_bytes
 from gisting.gistfile import GistFile, damaged, pack
 
 FORMAT_VERSION = 1
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Provenance:
     fidelity: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Prefix:
     """The first tokens of B prompts as activations.
 
@@ -92,11 +95,20 @@ class Prefix:
         lengths = torch.tensor(self.lengths, device=self.device)
         return (places >= self.num_tokens - lengths[:, None]).long()
 
+    def __repr__(self) -> str:
+        kept = "1 token" if self.num_tokens == 1 else f"{self.num_tokens} tokens"
+        return (
+            f"<{type(self).__name__}: {len(self)} of {kept}, {self.num_bytes} bytes, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device}, "
+            f"model {self.model[:12]}, template {self.template}>"
+        )
+
     def __getitem__(self, index: int) -> Self:
         """Row `index` as a batch of one, without padding."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"gist {index} of {len(self)}")
-        row = index % len(self)
+        place = operator.index(index)
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"gist {place} of {len(self)}")
+        row = place % len(self)
         kept = self.lengths[row]
         tensors = {n: t[row : row + 1, ..., -kept:, :].clone() for n, t in self.tensors.items()}
         return replace(self, tensors=tensors, lengths=(kept,), provenance=(self.provenance[row],))
@@ -108,22 +120,30 @@ class Prefix:
     def select(self, rows: Tensor) -> Self:
         """The rows with these numbers [R], in this order, repeated where a number is."""
         numbers = rows.tolist()
+        lengths = tuple(self.lengths[i] for i in numbers)
         return replace(
             self,
-            tensors={n: t[rows.to(t.device)] for n, t in self.tensors.items()},
-            lengths=tuple(self.lengths[i] for i in numbers),
+            tensors={
+                name: tensor[rows.to(tensor.device)][..., -max(lengths) :, :]
+                for name, tensor in self.tensors.items()
+            },
+            lengths=lengths,
             provenance=tuple(self.provenance[i] for i in numbers),
         )
 
     @classmethod
-    def stack(cls, gists: Sequence[Self]) -> Self:
+    def stack(cls, gists: Iterable[Self]) -> Self:
         """One batch of several gists of the same model; numbers of tokens may differ.
 
         Raises:
             GistMismatchError: none given, or they differ in model, template, dtype or device.
         """
+        gists = list(gists)
         if not gists:
             raise GistMismatchError("no gists to stack; give at least one")
+        for gist in gists:
+            if not isinstance(gist, Prefix):
+                raise GistMismatchError(f"{gist!r:.60} is no gist; stack what compress returned")
         first = gists[0]
         for gist in gists[1:]:
             for what in ("model", "template", "dtype", "device"):
@@ -184,7 +204,7 @@ class Prefix:
         return replace(self, tensors={n: t.to(device) for n, t in self.tensors.items()})
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Gist(Prefix):
     """B compressed prompts. Make one with `GistModel.compress`; it is one safetensors file on disk.
 
@@ -306,8 +326,13 @@ def _row(provenance: Provenance) -> dict[str, Any]:
 
 def _is_row(row: object) -> bool:
     match row:
-        case {"instruction_sha256": str(), "instruction_tokens": int(), **rest}:
-            return not rest or (rest.keys() == {"fidelity"} and isinstance(rest["fidelity"], dict))
+        case {"instruction_sha256": str(digest), "instruction_tokens": int(tokens), **rest}:
+            return (
+                _HASH.fullmatch(digest) is not None
+                and type(tokens) is int
+                and 0 <= tokens < 2**31
+                and (not rest or (rest.keys() == {"fidelity"} and type(rest["fidelity"]) is dict))
+            )
     return False
 
 

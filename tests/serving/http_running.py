@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,18 @@ class Running:
     url: str
     service: Service
     engine: Any
+    server: Server
+    opened: ExitStack
 
     def http(self, key: str = "") -> httpx.Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=30)
+        return self.opened.enter_context(
+            httpx.Client(base_url=self.url, headers=headers, timeout=30)
+        )
 
     def client(self, key: str = "none") -> openai.OpenAI:
-        return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30, http_client=None
+        return self.opened.enter_context(
+            openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30)
         )
 
 
@@ -46,8 +50,11 @@ def running(engine: Any, **options: Any) -> Iterator[Running]:
             assert thread.is_alive()
             time.sleep(0.01)
         port = socket.getsockname()[1]
-        yield Running(f"http://127.0.0.1:{port}", app.state.service, engine)
+        url = f"http://127.0.0.1:{port}"
+        with ExitStack() as opened:
+            yield Running(url, app.state.service, engine, server, opened)
     finally:
         server.should_exit = True
         thread.join(20)
         socket.close()
+        assert not thread.is_alive()

@@ -11,6 +11,7 @@ from gisting.cli.compare import compare
 from gisting.cli.compress import compress
 from gisting.cli.data import data
 from gisting.cli.evaluate import evaluate
+from gisting.cli.export import export, import_gist
 from gisting.cli.judge import judge
 from gisting.cli.results_tables import results
 from gisting.cli.serve import serve
@@ -31,6 +32,8 @@ app.command()(evaluate)
 app.command()(check)
 app.command()(compare)
 app.command()(results)
+app.command()(export)
+app.command("import")(import_gist)
 app.command()(serve)
 app.add_typer(judge)
 app.add_typer(data)

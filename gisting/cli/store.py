@@ -40,7 +40,7 @@ def _store(context: typer.Context) -> None:
 @store.command("ls")
 def list_gists(place: Place = None, json: Json = False) -> None:
     """List the gists, the last used first."""
-    with _open(place) as opened:
+    with open_store(place) as opened:
         entries = opened.entries()
     if json:
         emit(_report(gists=[entry.to_json() for entry in entries]))
@@ -67,7 +67,7 @@ def put(
     from gisting.gist import Gist
 
     gist = Gist.load(file)
-    with _open(place, make=True) as opened:
+    with open_store(place, make=True) as opened:
         id = opened.put(None, gist, pinned=pin or None, ttl=ttl)
     emit(_report(id=id) if json else id)
 
@@ -80,8 +80,8 @@ def get(
     json: Json = False,
 ) -> None:
     """Write a gist as a file for gisting compress --gist, without what the store knows of it."""
-    with _open(place) as opened:
-        id = _whole(opened, id)
+    with open_store(place) as opened:
+        id = whole_id(opened, id)
         written = opened.load(id).save(output)
     emit(_report(id=id, file=str(written)) if json else f"wrote {written}")
 
@@ -93,8 +93,8 @@ def rm(
     json: Json = False,
 ) -> None:
     """Delete gists, pinned or not."""
-    with _open(place) as opened:
-        whole = [_whole(opened, id) for id in ids]
+    with open_store(place) as opened:
+        whole = [whole_id(opened, id) for id in ids]
         for id in whole:
             opened.remove(id)
     emit(_report(removed=whole) if json else f"removed {len(whole)}")
@@ -108,8 +108,8 @@ def pin(
     json: Json = False,
 ) -> None:
     """Keep a gist from being evicted for room."""
-    with _open(place) as opened:
-        id = _whole(opened, id)
+    with open_store(place) as opened:
+        id = whole_id(opened, id)
         opened.pin(id, not off)
     emit(_report(id=id, pinned=not off) if json else f"{'unpinned' if off else 'pinned'} {id}")
 
@@ -117,7 +117,7 @@ def pin(
 @store.command()
 def verify(place: Place = None, json: Json = False) -> None:
     """Read every gist, and put the damaged ones into quarantine. Status 1 where there were any."""
-    with _open(place) as opened:
+    with open_store(place) as opened:
         found = opened.verify()
     damaged = found["damaged"]
     emit(
@@ -138,7 +138,7 @@ def gc(
     json: Json = False,
 ) -> None:
     """Remove what expired, what killed writers left, and rows of files that are gone."""
-    with _open(place, max_bytes=max_bytes) as opened:
+    with open_store(place, max_bytes=max_bytes) as opened:
         removed = opened.gc()
     emit(_report(**removed) if json else ", ".join(f"{n} {what}" for what, n in removed.items()))
 
@@ -146,11 +146,12 @@ def gc(
 @store.command()
 def stats(place: Place = None) -> None:
     """Entries, bytes, hits, misses, evictions and quarantined files as one JSON object."""
-    with _open(place) as opened:
+    with open_store(place) as opened:
         emit(_report(**opened.stats()))
 
 
-def _open(place: str | None, *, make: bool = False, **options: Any) -> "GistStore":
+def open_store(place: str | None, *, make: bool = False, **options: Any) -> "GistStore":
+    """The store at `place`, or the default one (raises GistFileError where there is none)."""
     from gisting.store import GistStore
 
     place = GistStore.default_place() if place is None else place
@@ -159,7 +160,7 @@ def _open(place: str | None, *, make: bool = False, **options: Any) -> "GistStor
     return GistStore(place, **options)
 
 
-def _whole(opened: "GistStore", start: str) -> str:
+def whole_id(opened: "GistStore", start: str) -> str:
     """The one id that begins like this (raises OptionError, GistFileError)."""
     if len(start) == 64:
         if opened.find(start) is None:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,14 @@ class Running:
         return self.opened.enter_context(
             openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30)
         )
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    """Until something is true of the server's thread."""
+    until = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 @contextmanager

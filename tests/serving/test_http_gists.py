@@ -182,7 +182,17 @@ def test_few_files_at_once(server: Running, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(
     "path",
-    ["..", "../../etc/passwd", "%2e%2e%2fx", "0" * 63, "0" * 65, "F" * 64, "0" * 64 + "%0a", "~", "%00"],
+    [
+        "..",
+        "../../etc/passwd",
+        "%2e%2e%2fx",
+        "0" * 63,
+        "0" * 65,
+        "F" * 64,
+        "0" * 64 + "%0a",
+        "~",
+        "%00",
+    ],
 )
 @pytest.mark.parametrize("end", ["", "/file"])
 def test_an_id_is_64_digits_and_no_path(server: Running, path: str, end: str) -> None:

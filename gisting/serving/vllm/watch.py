@@ -1,0 +1,103 @@
+"""Looking after servers: who is who at first, who has gone, who is back.
+
+A server shows that it runs the right weights, our connector and our store by doing what only such a
+one can do: it compresses an instruction that nobody has seen before, and the gist is found in the
+store. Where vLLM does not compress (docs/vllm.md), it answers from a gist, and refuses one that
+does not exist: without the connector it would answer all the same.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from gisting.errors import PromptError
+from gisting.serving.vllm.endpoint import Endpoint, Facts
+from gisting.serving.vllm.wire import BrokenError, EndpointError, StrangerError
+
+log = logging.getLogger(__name__)
+
+EVERY = 2.0  # seconds between two looks at a server that is up
+SOON, LATE = 0.5, 8.0  # seconds between two at one that is not: longer each time
+GREETING = 60.0  # seconds that a server may take to show what it is
+SILENT = 3  # looks without any word, after which it is gone
+
+Greet = Callable[[Endpoint], Awaitable[Facts]]
+"""Has a server show what it is (raises EndpointError)."""
+
+
+class Watch:
+    """Keeps the states of servers.
+
+    Args:
+        greet: see above.
+        changed: called when one is back or gone.
+    """
+
+    def __init__(self, greet: Greet, changed: Callable[[], Awaitable[None]]) -> None:
+        self._greet, self._changed = greet, changed
+
+    async def run(self, endpoint: Endpoint) -> None:
+        """Look after one server, for ever."""
+        silent, pause = 0, SOON
+        while True:
+            endpoint.woken.clear()
+            try:
+                if endpoint.up:
+                    await endpoint.alive()
+                else:
+                    await self.greet(endpoint)
+                silent, pause = 0, SOON
+            except TimeoutError:
+                silent += 1
+                if silent >= SILENT or not endpoint.up:
+                    await self._lose(endpoint, "it does not answer")
+            except (EndpointError, PromptError) as error:
+                await self._lose(endpoint, str(error))
+            except Exception:
+                log.exception("looking after a server failed")
+                await self._lose(endpoint, "looking after it failed; see the log")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(EVERY if endpoint.up else pause):
+                    await endpoint.woken.wait()
+            pause = SOON if endpoint.woken.is_set() else min(2 * pause, LATE)
+
+    async def greet(self, endpoint: Endpoint) -> Facts:
+        """Have a server show what it is; then it is up.
+
+        Raises:
+            EndpointError: it is not there, or another one.
+            TimeoutError: it takes too long.
+        """
+        async with asyncio.timeout(GREETING):
+            facts = await self._greet(endpoint)
+        endpoint.state, endpoint.why = "up", ""
+        log.info("a server is up", extra={"facts": {"url": endpoint.url}})
+        await self._changed()
+        return facts
+
+    async def _lose(self, endpoint: Endpoint, why: str) -> None:
+        if endpoint.state != "gone" or endpoint.why != why:
+            log.warning("a server is gone", extra={"facts": {"url": endpoint.url, "why": why}})
+        endpoint.state, endpoint.why = "gone", why
+        endpoint.held.clear()
+        for reading in list(endpoint.readings):
+            reading.cancel()
+        await self._changed()
+
+
+def new_instruction() -> str:
+    """An instruction that nobody has seen before."""
+    return f"Are you there? {secrets.token_hex(8)}"
+
+
+async def refuses(ask: Callable[[], Awaitable[object]], what: str) -> None:
+    """Raise StrangerError unless a server refuses to do this (BrokenError goes through)."""
+    try:
+        await ask()
+    except BrokenError:
+        raise
+    except (EndpointError, PromptError):
+        return
+    raise StrangerError(what)

@@ -1,0 +1,294 @@
+"""Several vLLM servers: who gets what, and what becomes of answers when one fails."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from engine_running import texts
+from fake_vllm import FakeVllm
+from vllm_running import ask, serving
+
+from gisting.errors import BusyError, UnavailableError
+from gisting.model import GistModel
+from gisting.serving.engine import Prompt, Sampling
+from gisting.serving.vllm.engine import Vllm
+
+Fakes = list[FakeVllm]
+WHOLE = {number for number in range(80) if number % 4 < 2}
+"""Those that nobody looks at before they are all there."""
+
+
+async def until(what: Callable[[], bool], seconds: float = 30) -> None:
+    limit = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < limit
+        await asyncio.sleep(0.01)
+
+
+def compressed(fake: FakeVllm) -> int:
+    """Instructions, greetings too."""
+    return sum("compress" in (body.get("kv_transfer_params") or {}) for body in fake.asked)
+
+
+def answered(fake: FakeVllm) -> int:
+    """All other requests."""
+    return len(fake.asked) - compressed(fake)
+
+
+def test_who_has_the_gist_at_hand_is_asked_and_others_when_he_is_busy(tmp_path: Path) -> None:
+    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+        for name in ("Be brief.", "Be polite."):
+            for _ in range(5):
+                await ask(engine, "abc", Sampling(2), instruction=name)
+        assert sorted(map(answered, fakes)) == [5, 5]  # each has one gist, and is asked for it
+        for fake in fakes:
+            fake.pause = 0.02
+        many = [ask(engine, "abc", Sampling(20), instruction="Be brief.") for _ in range(24)]
+        found = await asyncio.gather(*many)
+        wanted = model.generate("abc", model.compress("Be brief."), max_new_tokens=20)
+        assert all(texts(one) == wanted for one in found)
+        assert min(map(answered, fakes)) > 5 + 4  # too much for the one alone
+
+    serving(tmp_path, 2, work)
+
+
+def test_the_least_loaded_is_asked(tmp_path: Path) -> None:
+    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+        for fake in fakes:
+            fake.pause = 0.02
+        await asyncio.gather(*(ask(engine, "abc", Sampling(9)) for _ in range(12)))
+        assert [answered(fake) for fake in fakes] == [4, 4, 4]
+
+    serving(tmp_path, 3, work)
+
+
+@pytest.mark.parametrize("fault", ["drop", "500", "503", "event"])
+def test_what_fails_before_the_first_token_begins_anew_elsewhere(
+    fault: str, tmp_path: Path
+) -> None:
+    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+        wanted = model.generate("abc", model.compress("Be brief."), max_new_tokens=20)
+        fakes[0].fault = fault
+        many = [ask(engine, "abc", Sampling(20), instruction="Be brief.") for _ in range(30)]
+        assert all(texts(one) == wanted for one in await asyncio.gather(*many))
+        assert engine.stats()["retried"] > 0
+        fakes[1].fault = fault  # nobody is left
+        with pytest.raises(UnavailableError, match="failed at this request; ask again"):
+            await ask(engine, "abc", Sampling(20), instruction="Be brief.")
+
+    serving(tmp_path, 2, work)
+
+
+def test_what_fails_half_way_ends_with_an_error_or_begins_anew_unseen(tmp_path: Path) -> None:
+    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+        wanted = model.generate("abc", max_new_tokens=60)
+        fakes[0].fault = "halfway"
+        seen = 0
+        for _ in range(2):  # one of them goes there
+            pieces = engine.answer(Prompt("", "abc"), None, Sampling(60))
+            try:
+                assert texts([delta async for delta in pieces]) == wanted
+            except UnavailableError as error:
+                assert "in the middle of this answer" in str(error)
+                seen += 1
+            await until(lambda: engine.stats()["endpoints_up"] == 2)
+        assert seen == 1
+        many = [ask(engine, "abc", Sampling(60), whole=True) for _ in range(10)]
+        assert all(texts(one) == wanted for one in await asyncio.gather(*many))
+        assert engine.stats()["retried"] > 0
+
+    serving(tmp_path, 2, work)
+
+
+def test_one_is_killed_under_load_and_comes_back(tmp_path: Path) -> None:
+    """No wrong answer, nothing lost that nobody had seen of, the rest ends with an error."""
+
+    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+        names = [f"Be brief {n}." for n in range(6)]
+        wanted = {n: model.generate("abc", model.compress(n), max_new_tokens=40) for n in names}
+        for fake in fakes:
+            fake.pause = 0.05
+        begun: set[int] = set()
+        ended: set[int] = set()
+        broken: set[int] = set()
+
+        async def one(number: int) -> None:
+            name = names[number % len(names)]
+            id, gist = await engine.compress(name)
+            text = ""
+            try:
+                pieces = engine.answer(
+                    Prompt("", "abc"), gist, Sampling(40), id=id, whole=number in WHOLE
+                )
+                async for delta in pieces:
+                    if delta.tokens:
+                        begun.add(number)
+                    text += delta.text
+            except UnavailableError as error:
+                assert "in the middle of this answer; ask again" in str(error)
+                broken.add(number)
+                assert wanted[name][0].startswith(text.strip())
+            else:
+                assert [text] == wanted[name]
+            ended.add(number)
+
+        tasks = [asyncio.create_task(one(number)) for number in range(80)]
+        await until(lambda: len(begun - ended - WHOLE) > 12)
+        fakes[0].kill()
+        await asyncio.gather(*tasks)
+        assert broken <= begun
+        assert not broken & WHOLE
+        assert broken  # otherwise it was killed too late
+        assert engine.stats()["endpoints_up"] == 1
+        before = answered(fakes[0])
+        fakes[0].start()
+        await until(lambda: engine.stats()["endpoints_up"] == 2)
+        await asyncio.gather(*(one(number) for number in range(40)))
+        assert answered(fakes[0]) > before
+
+    serving(tmp_path, 2, work)
+
+
+def test_nobody_is_there_for_a_while(tmp_path: Path) -> None:
+    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+        assert engine.works
+        fakes[0].kill()
+        await until(lambda: not engine.works)
+        with pytest.raises(UnavailableError):
+            await ask(engine, "abc", Sampling(3))
+        with pytest.raises(UnavailableError, match="no vLLM server is there"):
+            await ask(engine, "abc", Sampling(3))
+        fakes[0].start()
+        await until(lambda: engine.works)
+        assert texts(await ask(engine, "abc", Sampling(3)))
+
+    serving(tmp_path, 1, work)
+
+
+def test_one_that_is_silent_and_then_gone_loses_its_requests_to_the_other(tmp_path: Path) -> None:
+    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+        fakes[0].fault = "silent"
+        wanted = model.generate("abc", max_new_tokens=5)
+        many = [asyncio.create_task(ask(engine, "abc", Sampling(5))) for _ in range(6)]
+        await until(lambda: fakes[0].running == 3)
+        fakes[0].sick = True  # its engine died; the health check says so
+        assert all(texts(one) == wanted for one in await asyncio.gather(*many))
+        assert engine.stats()["endpoints_up"] == 1
+
+    serving(tmp_path, 2, work)
+
+
+@pytest.mark.parametrize("how", ["other weights", "no connector", "another store", "another key"])
+def test_a_server_that_is_not_what_it_should_be_gets_nothing(how: str, tmp_path: Path) -> None:
+    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+        fakes[1].kill()
+        if how == "other weights":
+            fakes[1].names = ["gisting-" + "0" * 64]
+        elif how == "no connector":
+            fakes[1].fault = "foreign"
+        elif how == "another store":
+            fakes[1].use_store(tmp_path / "elsewhere")
+        else:
+            fakes[1].key = "secret"
+        await until(lambda: engine.stats()["endpoints_up"] == 1)
+        before = len(fakes[1].asked)
+        fakes[1].start()
+        await asyncio.sleep(1.5)
+        assert engine.stats()["endpoints_up"] == 1
+        await asyncio.gather(*(ask(engine, "abc", Sampling(3)) for _ in range(9)))
+        assert answered(fakes[1]) == 0 and len(fakes[1].asked) <= before + 4
+
+    serving(tmp_path, 2, work)
+
+
+def test_who_starts_it_is_told_what_is_wrong(tmp_path: Path) -> None:
+    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+        await engine.stop()
+        fakes[0].names, fakes[1].fault = [], "foreign"
+        with pytest.raises(UnavailableError, match=r"other weights.*kept no gist"):
+            await engine.check()
+
+    serving(tmp_path, 2, work)
+
+
+def test_weights_here_compress_and_measure(tmp_path: Path) -> None:
+    """Where vLLM cannot compress: a server that only reads gists will do."""
+
+    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+        async with whole(engine, model, fakes) as found:
+            before = [compressed(fake) for fake in fakes]
+            id, _ = await found.compress("Be brief.")
+            measured = await found.measure(id, "Be brief.", ["one"])
+            assert [compressed(fake) for fake in fakes] == before
+            entry = found.store.find(id)
+            assert entry is not None and entry.fidelity == measured["score"]
+            wanted = model.generate("abc", model.compress("Be brief."), max_new_tokens=5)
+            assert texts(await ask(found, "abc", Sampling(5), instruction="Be brief.")) == wanted
+            assert found.stats()["endpoints_up"] == 1  # the other has no connector
+
+    class whole:
+        def __init__(self, engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+            fakes[1].fault = "foreign"
+            urls = [fake.url for fake in fakes]
+            self.engine = Vllm(model, engine.store, urls, name="tiny", local=True)
+
+        async def __aenter__(self) -> Vllm:
+            await self.engine.start()
+            return self.engine
+
+        async def __aexit__(self, *_: object) -> None:
+            await self.engine.stop()
+
+    serving(tmp_path, 2, work)
+
+
+def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
+    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+        fakes[0].pause = 0.1
+        first = engine.answer(Prompt("", "abc"), None, Sampling(300))
+        await anext(first)
+        waiting = [asyncio.create_task(ask(engine, "x", Sampling(3))) for _ in range(2)]
+        await until(lambda: engine.stats()["waiting"] == 2)
+        with pytest.raises(BusyError, match="2 requests are waiting") as busy:
+            await ask(engine, "y", Sampling(3))
+        assert 1 <= busy.value.retry_after <= 60
+        waiting[0].cancel()
+        await until(lambda: engine.stats()["waiting"] == 1)
+        await first.aclose()
+        await waiting[1]
+        await until(lambda: engine.stats()["running"] == engine.stats()["waiting"] == 0)
+
+    serving(tmp_path, 1, work, max_rows=1, max_waiting=2)
+
+
+def test_leaving_early_is_told_to_vllm(tmp_path: Path) -> None:
+    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+        fakes[0].pause = 0.02
+        pieces = engine.answer(Prompt("", "abc"), None, Sampling(200))
+        await anext(pieces)
+        await pieces.aclose()
+        await until(lambda: fakes[0].cancelled == 1)
+        task = asyncio.create_task(ask(engine, "abc", Sampling(200), whole=True))
+        await until(lambda: fakes[0].running == 1)
+        task.cancel()
+        await until(lambda: fakes[0].cancelled == 2 and engine.stats()["running"] == 0)
+
+    serving(tmp_path, 1, work)
+
+
+def test_stopping_ends_what_runs_and_what_waits(tmp_path: Path) -> None:
+    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+        fakes[0].pause = 0.05
+        tasks = [asyncio.create_task(ask(engine, "abc", Sampling(90))) for _ in range(3)]
+        await until(lambda: engine.stats()["waiting"] == 2)
+        await engine.stop()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(one, UnavailableError) for one in found)
+        with pytest.raises(UnavailableError):
+            await ask(engine, "abc", Sampling(3))
+        with pytest.raises(UnavailableError):
+            await ask(engine, "abc", Sampling(3), instruction="Be quick.")
+
+    serving(tmp_path, 1, work, max_rows=1)

@@ -214,6 +214,8 @@ def _judge(
     """Ask what is left, with a bar; whatever happens, write what there is."""
     left = len(ledger.left(wanted))
     key = asked.key if left else ""
+    if left:
+        ledger.begin()
     try:
         with progress_bar() as progress:
             task = progress.add_task(what, total=len(wanted), completed=len(wanted) - left)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +14,12 @@ import pytest
 from console import Run
 from judging import arguments, endpoint, load, write
 
+from gisting.errors import SaveError
+from gisting.evaluation.judge.endpoint import Answer, Usage
 from gisting.evaluation.judge.fake import FakeEndpoint, faults
+from gisting.evaluation.judge.ledger import Ledger
+from gisting.evaluation.judge.pairs import Pair, Question
+from gisting.evaluation.judge.prompt import Verdict
 
 KEY = "sk-secret-of-ours"
 
@@ -140,10 +146,97 @@ def test_a_kill_before_the_journal_went(run: Run, tmp_path: Path) -> None:
         line = {"row": 0, "swapped": True, "error": "x", "x": "", "usage": usage}
         head = {"judge": settings, "names": names, "usage": zero}
         journal.write_text(json.dumps(head) + "\n" + json.dumps(line) + "\n")
-        run(*command, "--dry_run")
-        assert not journal.exists()
         run(*command)
+        assert not journal.exists()
     assert load(tmp_path / "r.json")["usage"]["requests"] == sum(fake.asked.values())
+
+
+def test_two_at_once_do_not_ask_the_same(run: Run, tmp_path: Path) -> None:
+    """The second is refused while the first one runs, and damages nothing."""
+    opened = threading.Event()
+    with FakeEndpoint(gate=lambda key: opened.wait(600)) as fake:
+        command = [*arguments(tmp_path, fake), "--timeout", "600"]
+        first = subprocess.Popen(
+            [sys.executable, "-m", "gisting", *command], stdout=subprocess.DEVNULL
+        )
+        while not fake.asked:
+            time.sleep(0.02)
+        assert "another run is judging into" in run(*command).error
+        assert "20 requests" in run(*command, "--dry_run").out
+        assert "another run" in run(*command, "--force").error
+        opened.set()
+        assert first.wait(300) == 0
+        assert sum(fake.asked.values()) == 20
+        assert run(*command).status == 0
+        assert sum(fake.asked.values()) == 20
+    assert load(tmp_path / "r.json")["usage"]["requests"] == 20
+
+
+def test_a_journal_that_was_written_meanwhile(tmp_path: Path) -> None:
+    """Between reading what is left and asking for it, another run began and was killed."""
+    pairs = [Pair(row, f"q{row}", "a", "b") for row in range(2)]
+    given = {"names": ("ours", "full"), "settings": {"both_orders": False}}
+    verdict, asked = (
+        Answer(Verdict("a", "r"), "", Usage(1)),
+        [Question(one, False) for one in pairs],
+    )
+    mine = Ledger(tmp_path / "r.json", pairs, **given)  # type: ignore[arg-type]
+    other = Ledger(tmp_path / "other" / "r.json", pairs, **given)  # type: ignore[arg-type]
+    other.record(asked[0], verdict)
+    other.journal.replace(mine.journal)
+    other.close(asked)
+    with pytest.raises(SaveError, match="the same command asks what is left"):
+        mine.begin()
+    third = Ledger(tmp_path / "r.json", pairs, **given)  # type: ignore[arg-type]
+    assert third.left(asked) == asked[1:]
+    third.record(asked[1], verdict)
+    found = third.close(asked)
+    assert (found.tally.wins, found.content["usage"]["requests"]) == (2, 2)
+
+
+def test_a_full_disk_keeps_what_was_written(run: Run, tmp_path: Path) -> None:
+    with FakeEndpoint() as fake:
+        command = [*arguments(tmp_path, fake, n=60), "--concurrency", "2"]
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+        try:
+            ended = run(*command)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert ended.status == 2
+        assert "error: could not write" in ended.err and "free space" in ended.err
+        asked = sum(fake.asked.values())
+        assert 10 < asked < 60
+        assert run(*command).status == 0
+        assert sum(fake.asked.values()) <= 60 + 2  # whose answers came when there was no room
+    assert len(load(tmp_path / "r.json")["results"]) == 60
+
+
+def test_no_room_for_a_first_verdict_asks_nothing(run: Run, tmp_path: Path) -> None:
+    with FakeEndpoint() as fake:
+        command = [*arguments(tmp_path, fake), "--model", "m" * 4000]
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        try:
+            assert "could not write" in run(*command).error
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert not fake.asked
+
+
+def test_names_of_files_and_answers(run: Run, tmp_path: Path) -> None:
+    with FakeEndpoint() as fake:
+        command = arguments(tmp_path, fake, n=2)
+        for name in ("\udcff", "a\nb", "\x1b[31m", "x", ""):
+            assert "an answer cannot be called" in run(*command, "--a_name", name).error
+        for name, why in (
+            ("r.json.gz", "written as plain JSON"),
+            ("x" * 250, "File name too long"),
+            ("a.csv/r.json", "could not write"),
+        ):
+            assert why in run(*command, "--results_file", tmp_path / name).error
+        assert not fake.asked
+        assert run(*command, "--a_name", "où est-ce | [b]").status == 0
 
 
 def test_failures_are_listed_and_asked_again(run: Run, tmp_path: Path) -> None:

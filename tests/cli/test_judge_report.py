@@ -163,6 +163,28 @@ def test_what_is_no_file_of_verdicts(run: Run, tmp_path: Path, content: str) -> 
     assert f"{path}: " in run("judge", "report", path).error
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"usage": 3},
+        {"usage": {"requests": 1}},
+        {"usage": {"requests": "1", "prompt_tokens": 1, "completion_tokens": 1}},
+        {"estimated_cost": "free"},
+        {"estimated_cost": float("nan")},
+        {"judge": ["m"]},
+        {"scores": {"one": float("inf"), "two": 0}},
+        {"failures": [3]},
+        {"names": {"a": "one\ud800", "b": "two"}},
+        {"more": "\ud800"},
+    ],
+)
+def test_results_that_cannot_be_told(run: Run, tmp_path: Path, change: dict[str, Any]) -> None:
+    path = write(tmp_path / "a.json", "AB")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for more in ((), ("--json",)):
+        assert "no file of verdicts" in run("judge", "report", path, *more).error
+
+
 def test_results_with_missing_parts(run: Run, tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", "A")
     for name in ("reason", "choice", "swapped", "x", "one"):

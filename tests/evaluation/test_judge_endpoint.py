@@ -1,14 +1,24 @@
 """Asking an endpoint that misbehaves: it gets time, and in the end every pair its verdict."""
 
 import asyncio
+import json
+import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from email.utils import formatdate
 
 import pytest
 
 from gisting.errors import JudgeError
-from gisting.evaluation.judge.endpoint import Answer, Endpoint, EndpointConfig, retry_after
+from gisting.evaluation.judge.endpoint import (
+    Answer,
+    Endpoint,
+    EndpointConfig,
+    Usage,
+    retry_after,
+)
 from gisting.evaluation.judge.fake import FAULTS, FakeEndpoint
 from gisting.evaluation.judge.pairs import Pair, Question
 
@@ -153,3 +163,106 @@ def test_all_wait_for_a_rate_limit() -> None:
         asyncio.run(run(fake))
     assert len(times) == 3
     assert times[1] - times[0] >= 0.05
+
+
+@contextmanager
+def raw(answer: Callable[[socket.socket], object]) -> Iterator[str]:
+    """A server that reads a request and then does what it likes; yields its base URL."""
+
+    def serve(listening: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                with connection, connection.makefile("rb") as file, suppress(OSError):
+                    length = 0
+                    while (line := file.readline()) not in (b"\r\n", b""):
+                        if line.lower().startswith(b"content-length:"):
+                            length = int(line.partition(b":")[2])
+                    file.read(length)
+                    answer(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve, args=(listening,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join(30)
+
+
+def told(body: str) -> Answer:
+    """What comes of a question that is answered by `body`."""
+    data = body.encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(data)}\r\nConnection: close\r\n\r\n"
+    with raw(lambda connection: connection.sendall(head.encode() + data)) as url:
+        return once(url, timeout=10)
+
+
+def once(url: str, *, timeout: float) -> Answer:
+    config = EndpointConfig(model="m", base_url=url, timeout=timeout, attempts=1, backoff=0.01)
+
+    async def run() -> Answer:
+        async with Endpoint(config, key=KEY) as endpoint:
+            return await endpoint.ask(QUESTION)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "usage",
+    ['"none"', "[1]", "3", '{"prompt_tokens": 1e999}', '{"prompt_tokens": -5}',
+     '{"prompt_tokens": "x", "completion_tokens": 5.5}', '{"prompt_tokens": [1]}'],
+)  # fmt: skip
+def test_a_verdict_counts_whatever_is_said_of_its_tokens(usage: str) -> None:
+    verdict = r'"{\"reason\": \"r\", \"choice\": \"A\"}"'
+    answer = told(f'{{"choices": [{{"message": {{"content": {verdict}}}}}], "usage": {usage}}}')
+    assert answer.verdict is not None
+    assert answer.usage == Usage(1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ("[" * 100_000, "not the API's JSON"),
+        ('{"a":' * 100_000, "not the API's JSON"),
+        ("[]", "not the API's JSON"),
+        ('{"choices": [{"message": null}]}', "not the API's JSON"),
+        ('{"error": {"message": "upstream died"}}', "not the API's JSON"),
+        (r'{"choices": [{"message": {"content": "\ud800"}}]}', "no verdict in '?'"),
+    ],
+)
+def test_bodies_that_are_no_answer(body: str, error: str) -> None:
+    answer = told(body)
+    assert answer.verdict is None
+    assert error in answer.error
+
+
+def test_half_a_letter_can_be_asked_about_again() -> None:
+    """The answer is repeated to the endpoint, which JSON's half of a letter could not be."""
+    body = json.dumps({"choices": [{"message": {"content": "\ud800 is no verdict"}}]}).encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    with raw(lambda connection: connection.sendall(head.encode() + body)) as url:
+        config = EndpointConfig(model="m", base_url=url, attempts=2, backoff=0.01)
+
+        async def run() -> Answer:
+            async with Endpoint(config, key=KEY) as endpoint:
+                return await endpoint.ask(QUESTION)
+
+        answer = asyncio.run(run())
+    assert answer.error == "no verdict in '? is no verdict'"
+    assert answer.usage.requests == 2
+
+
+def test_an_answer_that_comes_byte_by_byte_has_no_longer_than_any_other() -> None:
+    """Every byte comes well within the time limit, all of them would take a minute."""
+
+    def drip(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 600\r\n\r\n")
+        for _ in range(50):
+            connection.sendall(b" ")
+            time.sleep(0.1)
+
+    start = time.monotonic()
+    with raw(drip) as url:
+        answer = once(url, timeout=0.5)
+        assert time.monotonic() - start < 4
+    assert answer.error == "no answer within 0.5 s"

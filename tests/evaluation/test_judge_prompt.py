@@ -1,5 +1,7 @@
 """What a judge is told, and which of its answers are verdicts."""
 
+import time
+
 import pytest
 
 from gisting.errors import DataError
@@ -46,6 +48,18 @@ def test_verdicts(answer: str, choice: str) -> None:
 def test_answers_that_are_no_verdict(answer: str) -> None:
     with pytest.raises(UnreadableVerdict):
         parse(answer)
+
+
+def test_half_a_letter_is_written_as_a_question_mark() -> None:
+    assert parse('{"reason": "\\ud800!", "choice": "A"}').reason == "?!"
+
+
+def test_a_model_that_writes_nothing_but_braces_costs_no_minute() -> None:
+    start = time.monotonic()
+    for endless in ("{" * 200_000, '{"a":' * 40_000):
+        with pytest.raises(UnreadableVerdict):
+            parse(endless)
+    assert time.monotonic() - start < 8  # looked at brace by brace it would be over 16
 
 
 def test_the_order_shown_and_the_choice_told() -> None:

@@ -24,6 +24,7 @@ from gisting.evaluation.judge.prompt import (
     messages,
     parse,
     reminded,
+    writable,
 )
 
 LONGEST_WAIT = 600.0  # seconds that a server may ask us to wait
@@ -195,20 +196,23 @@ class Endpoint:
             options["max_tokens"] = self.config.max_tokens
         lib = self._openai
         try:
-            response = await self._client.chat.completions.with_raw_response.create(
-                model=self.config.model, messages=conversation, **options
-            )
+            # the library's own time limit begins anew with every byte
+            async with asyncio.timeout(self.config.timeout):
+                response = await self._client.chat.completions.with_raw_response.create(
+                    model=self.config.model, messages=conversation, **options
+                )
         except lib.APIStatusError as error:
             raise self._of_status(error) from None
-        except lib.APITimeoutError:
+        except (TimeoutError, lib.APITimeoutError):
             why = f"no answer within {self.config.timeout:g} s"
             raise _Retry(why, reached=False) from None
         except lib.APIConnectionError as error:
-            why = self._hidden(f"no connection ({error.__cause__ or error})")
+            cause = error.__cause__ or error
+            why = self._hidden(f"no connection ({str(cause) or type(cause).__name__})")
             raise _Retry(why, reached=False) from None
         try:
             return _content(json.loads(response.text), usage)
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise _Retry("an answer that is not the API's JSON") from None
 
     def _of_status(self, error: Any) -> Exception:
@@ -232,7 +236,7 @@ class Endpoint:
 
     def _hidden(self, text: str) -> str:
         """`text` without the key, which some endpoints repeat in their complaints."""
-        return text.replace(self._key, "***") if self._key else text
+        return writable(text.replace(self._key, "***") if self._key else text)
 
     async def _calm(self) -> None:
         """Wait until no rate limit holds any more."""
@@ -279,11 +283,17 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def _content(completion: dict[str, Any], usage: Usage) -> str:
     """The text of a completion; counts its tokens."""
-    used = completion.get("usage") or {}
-    usage.prompt_tokens += int(used.get("prompt_tokens") or 0)
-    usage.completion_tokens += int(used.get("completion_tokens") or 0)
+    used = completion.get("usage")
+    if isinstance(used, dict):
+        usage.prompt_tokens += _count(used.get("prompt_tokens"))
+        usage.completion_tokens += _count(used.get("completion_tokens"))
     message = completion["choices"][0]["message"]
     content = message.get("content") or message.get("refusal") or ""
     if isinstance(content, list):  # parts, as some endpoints send them
         content = "".join(str(part.get("text", "")) for part in content)
-    return str(content)
+    return writable(str(content))
+
+
+def _count(value: object) -> int:
+    """A number of tokens; 0 where an endpoint tells something else."""
+    return value if isinstance(value, int) and value > 0 else 0

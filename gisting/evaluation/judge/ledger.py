@@ -1,12 +1,14 @@
 """Where verdicts go: a journal beside the results file, a line each, and the file at the end.
 
 A line is on its way to the disk before the next question is asked, so a run that is killed loses
-none that it received; the same command reads it and asks only what is left.
+none that it received; the same command reads it and asks only what is left. A run that asks holds
+the journal's lock, so that no other asks the same.
 """
 
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,8 @@ class Ledger:
 
     Raises:
         DataError: the file is no results file.
-        SaveError: it is of other answers or other settings (unless `force`).
+        SaveError: it is of other answers or other settings (unless `force`), or cannot have this
+            name.
     """
 
     def __init__(
@@ -47,14 +50,19 @@ class Ledger:
         force: bool = False,
     ) -> None:
         check_target(path)
+        if path.suffix in (".gz", ".xz"):
+            raise SaveError(f"{path} would be no archive: verdicts are written as plain JSON")
         self.path, self.names, self.prices = path, names, prices
         self.journal = path.with_name(path.name + ".partial")
+        check_target(self.journal)
         self.settings = dict(settings)
         self.usage = Usage()
         self._pairs = pairs
         self._results: dict[tuple[int, bool], dict[str, Any]] = {}
         self._failures: dict[tuple[int, bool], dict[str, Any]] = {}
         self._anew = force
+        self._whole = 0  # bytes of the journal that can be read
+        self._seen = self._stamps()
         if not force:
             try:
                 self._take_up()
@@ -85,6 +93,31 @@ class Ledger:
         self._add(entry)
         self.usage += answer.usage
 
+    def begin(self) -> None:
+        """Take the journal for this run alone, before the first question is asked.
+
+        Raises:
+            SaveError: another run has it, or has changed it since it was read; or there is no room.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.journal.open("ab")
+            _lock(self._file)
+            if not self._as_read():
+                raise BlockingIOError
+            if not self._anew:
+                os.truncate(self._file.fileno(), self._whole)
+                self._write_head()
+        except BlockingIOError:
+            self._release()
+            raise SaveError(
+                f"another run is judging into {self.path}; when it has ended, the same command "
+                "asks what is left"
+            ) from None
+        except OSError as error:
+            self._release()
+            raise self._no_room(error) from error
+
     def close(self, questions: Sequence[Question]) -> Verdicts:
         """Write the results file, whole; the journal goes. `questions`: all that should be there.
 
@@ -92,18 +125,19 @@ class Ledger:
 
         Raises SaveError.
         """
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        content = self._content(questions)
-        if not content["results"] and not content["failures"]:
-            return verdicts(content, str(self.path))  # nothing came of it: no file
-        found = verdicts(content, str(self.path))
-        a, b = found.tally.points
-        content["scores"] = {self.names[1]: b, self.names[0]: a}
-        write_text(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        _remove(self.journal)
-        return verdicts(content, str(self.path))
+        try:
+            content = self._content(questions)
+            found = verdicts(content, str(self.path))
+            if content["results"] or content["failures"]:
+                a, b = found.tally.points
+                content["scores"] = {self.names[1]: b, self.names[0]: a}
+                write_text(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+                found = verdicts(content, str(self.path))
+            if content["results"] or content["failures"] or not self._anew or self._is_empty():
+                _remove(self.journal)
+            return found  # or else the journal is still that of the run before
+        finally:
+            self._release()
 
     def failures(self, questions: Iterable[Question]) -> dict[int, str]:
         """Why rows have no verdict, by row."""
@@ -156,27 +190,54 @@ class Ledger:
             self._results[key] = entry
 
     def _append(self, line: Mapping[str, Any]) -> None:
+        if self._file is None:
+            self.begin()
         try:
-            if self._file is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                if self._anew:
-                    _remove(self.path, self.journal)
-                new = not self.journal.exists()
-                self._file = self.journal.open("a", encoding="utf-8")
-                if new:
-                    head = {
-                        "judge": self.settings,
-                        "names": self.names,
-                        "usage": asdict(self._base),
-                    }
-                    self._file.write(json.dumps(head) + "\n")
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            self._file.flush()
+            if self._anew:
+                _remove(self.path)
+                os.truncate(self._file.fileno(), 0)
+                self._anew = False
+                self._write_head()
+            self._write(line)
         except OSError as error:
-            raise SaveError(
-                f"could not write {self.journal}: {error.strerror or error}; free space or choose "
-                "another place"
-            ) from error
+            raise self._no_room(error) from error
+
+    def _write_head(self) -> None:
+        """Open an empty journal; room for it is room for a first verdict."""
+        if self._is_empty():
+            usage = asdict(self._base)
+            self._write({"judge": self.settings, "names": self.names, "usage": usage})
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+
+    def _is_empty(self) -> bool:
+        return self._file is not None and os.fstat(self._file.fileno()).st_size == 0
+
+    def _no_room(self, error: OSError) -> SaveError:
+        return SaveError(
+            f"could not write {self.journal}: {error.strerror or error}; free space or choose "
+            "another place"
+        )
+
+    def _release(self) -> None:
+        if self._file is not None:
+            with suppress(OSError):  # a full disk, which was told when the line was written
+                self._file.close()
+            self._file = None
+
+    def _stamps(self) -> list[tuple[int, int, int] | None]:
+        """Which files are there: results, journal."""
+        return [_stamp(path) for path in (self.path, self.journal)]
+
+    def _as_read(self) -> bool:
+        """Whether nobody has written since these files were read; the journal may be new."""
+        results, journal = self._stamps()
+        mine = os.fstat(self._file.fileno())
+        same = journal is not None and journal[0] == mine.st_ino
+        known = [results, journal if mine.st_size or self._seen[1] else None]
+        return same and known == self._seen
 
     def _take_up(self) -> None:
         """Read what earlier runs left: the file, and the journal of a run that was killed."""
@@ -211,14 +272,12 @@ class Ledger:
                 break
             whole += len(line)
         if not lines:
-            _remove(self.journal)
             return
-        os.truncate(self.journal, whole)
         head, *entries = lines
         self._check(head["judge"], tuple(head["names"]), self.journal)
         if Usage(**head["usage"]) != self.usage:  # the file took it in before the run was killed
-            _remove(self.journal)
             return
+        self._whole = whole
         for entry in entries:
             self.usage += Usage(**entry.pop("usage"))
             self._check_entry(entry, self.journal)
@@ -247,9 +306,28 @@ class Ledger:
             )
 
 
-def _remove(*paths: Path) -> None:
-    for path in paths:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise SaveError(f"could not remove {path}: {error.strerror or error}") from error
+def _lock(file: Any) -> None:
+    """Lock an open file (raises BlockingIOError where somebody has)."""
+    import fcntl  # POSIX only
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        pass
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise SaveError(f"could not remove {path}: {error.strerror or error}") from error

@@ -56,6 +56,8 @@ def read_pairs(a: Path, b: Path, names: tuple[str, str]) -> list[Pair]:
             raise OptionError(
                 f"an answer cannot be called {name!r}: the results file needs the name"
             )
+        if not name.isprintable():  # bytes that are no text, line breaks, a terminal's commands
+            raise OptionError(f"an answer cannot be called {name!r}; use printable letters")
     if names[0] == names[1]:
         raise OptionError(f"both answers are called {names[0]!r}; give --a_name and --b_name")
     rows, others = read_outputs(a), read_outputs(b)

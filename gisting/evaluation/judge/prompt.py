@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from gisting.evaluation.judge.pairs import Question
@@ -51,6 +52,10 @@ SCHEMA: dict[str, Any] = {
 }
 
 DIGEST = hashlib.sha256(SYSTEM.encode()).hexdigest()[:16]  # names the prompt in results
+
+TRIES = (
+    1000  # braces at which a verdict may begin: a model that writes nothing else costs no minute
+)
 
 _CHOICE = re.compile(
     r"(?:(?:the )?(?:assistant|answer|response|option) )?[(\[\"']?(a|b|tie)[)\]\"'.]*"
@@ -108,16 +113,23 @@ def parse(answer: str) -> Verdict:
     'b'
     """
     decoder = json.JSONDecoder(strict=False)  # models put plain newlines into strings
-    start = answer.find("{")
-    while start >= 0:
+    for opening in islice(re.finditer("{", answer), TRIES):
         try:
-            found, _ = decoder.raw_decode(answer, start)
+            found, _ = decoder.raw_decode(answer, opening.start())
+            if {"reason", "choice"} <= found.keys():
+                return _verdict(str(found["choice"]), str(found["reason"]))
         except (ValueError, RecursionError):
-            found = None
-        if isinstance(found, dict) and {"reason", "choice"} <= found.keys():
-            choice = _CHOICE.fullmatch(str(found["choice"]).strip().lower())
-            if choice is None:
-                raise UnreadableVerdict(f"chose {str(found['choice'])[:40]!r}, not A, B or tie")
-            return Verdict(choice[1], str(found["reason"]))
-        start = answer.find("{", start + 1)
+            continue
     raise UnreadableVerdict(f"no verdict in {answer[:80]!r}" if answer else "an empty answer")
+
+
+def _verdict(choice: str, reason: str) -> Verdict:
+    known = _CHOICE.fullmatch(choice.strip().lower())
+    if known is None:
+        raise UnreadableVerdict(f"chose {choice[:40]!r}, not A, B or tie")
+    return Verdict(known[1], writable(reason))
+
+
+def writable(text: str) -> str:
+    """`text` as UTF-8 can hold it: halves of surrogate pairs, which JSON can, become "?"."""
+    return text.encode("utf-8", "replace").decode("utf-8")

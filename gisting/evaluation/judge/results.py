@@ -19,6 +19,7 @@ from gisting.data.examples import opened
 from gisting.errors import DataError
 
 POINTS = {"a": 1.0, "tie": 0.5, "b": 0.0}
+USAGE = ("requests", "prompt_tokens", "completion_tokens")
 
 _UNREAD = "could not parse json"  # the published script's mark of an answer it took for a tie
 _MENDED = "(fixed json parse)"  # its authors' mark of one that they read by hand
@@ -103,13 +104,16 @@ def read_results(path: Path) -> Verdicts:
 def verdicts(content: Any, where: str) -> Verdicts:
     """What a results file holds; `where` names it in messages (raises DataError)."""
     try:
+        # every text can be printed, every number is one
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
         names = (str(content["names"]["a"]), str(content["names"]["b"]))
         results = [_checked(result, names) for result in content["results"]]
-        settings = content.get("judge") or {}
+        wanted = 2 if (content.get("judge") or {}).get("both_orders") else 1
         failed = {failure["row"] for failure in content.get("failures") or ()}
         scores = content.get("scores") or {}
         stored = (float(scores[names[0]]), float(scores[names[1]])) if scores else None
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        _check_costs(content)
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{where}: no file of verdicts ({type(error).__name__}: {error}); expected names, "
             "scores and results"
@@ -117,7 +121,6 @@ def verdicts(content: Any, where: str) -> Verdicts:
     rows: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for number, result in enumerate(results):
         rows[result.get("row", number)].append(result)
-    wanted = 2 if settings.get("both_orders") else 1
     choices: dict[tuple[str, str, str, int], str] = {}
     for row, found in rows.items():
         choice = _of_row(found, wanted)
@@ -142,6 +145,16 @@ def _checked(result: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, An
     if not isinstance(result.get("row", 0), int):
         raise TypeError("row is no number")
     return result
+
+
+def _check_costs(content: Mapping[str, Any]) -> None:
+    """What is there of tokens and dollars are numbers (raises TypeError, LookupError)."""
+    usage, cost = content.get("usage"), content.get("estimated_cost")
+    numbers = [usage[name] for name in USAGE] if usage is not None else []
+    if not all(isinstance(number, int) for number in numbers):
+        raise TypeError("usage is no count")
+    if not isinstance(cost, int | float | None):
+        raise TypeError("estimated_cost is no number")
 
 
 def choice_of(result: Mapping[str, Any]) -> str | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gisting.errors import ModelNotFoundError
+from gisting.weights.tensors import UNREADABLE
 
 FILE_NAME = "weight_diff.json"
 CORRECTIONS = "weight_diff_corrections.safetensors"
@@ -73,7 +74,7 @@ class Manifest:
                 raise ValueError(f"format version {raw['format_version']}")
             tensors = {name: _record(entry) for name, entry in raw["tensors"].items()}
             return cls(tensors=tensors, base=str(raw["base"]), others=dict(raw["others"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except UNREADABLE as error:
             raise ModelNotFoundError(
                 f"{path} cannot be read ({error!r}); fetch or make the diff again"
             ) from error

@@ -122,11 +122,13 @@ def _listed(folder: Path) -> dict[Path, set[str] | None]:
             names = files.setdefault(folder / file, set())
             assert names is not None
             names.add(name)
+        missing = next((path for path in files if not path.is_file()), None)
     except UNREADABLE as error:
         raise damaged(folder / layout, error) from error
-    for path in files:
-        if not path.is_file():
-            raise ModelNotFoundError(f"{folder} lacks the shard {path.name}; fetch it again")
+    if missing is not None:
+        raise ModelNotFoundError(f"{folder} lacks the shard {missing.name}; fetch it again")
+    if not files:
+        raise damaged(folder / layout, "it names no weights")
     return files
 
 
@@ -136,7 +138,12 @@ def _entries(file: Path) -> dict[str, Entry]:
         entries = {}
         for name in source if isinstance(source, dict) else source.keys():
             if isinstance(source, dict):
-                shape, dtype = tuple(source[name].shape), source[name].dtype
+                tensor = source[name]
+                if not (isinstance(name, str) and isinstance(tensor, Tensor)):
+                    raise ValueError(f"it holds {name!r}, which is no tensor")
+                if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+                    raise ValueError(f"{name} has no numbers, or not all")  # meta, sparse
+                shape, dtype = tuple(tensor.shape), tensor.dtype
             else:
                 piece = source.get_slice(name)
                 shape, dtype = tuple(piece.get_shape()), DTYPES.get(piece.get_dtype())
@@ -168,4 +175,6 @@ def _open(file: Path) -> Any:
 def damaged(file: Path, error: object) -> ModelNotFoundError:
     """The error for a file that cannot be read."""
     reason = " ".join(str(error).split())[:200] or repr(error)
+    if isinstance(error, pickle.UnpicklingError):  # torch would tell how to run it all the same
+        reason = "it is damaged, or holds something else than tensors; nothing in it was run"
     return ModelNotFoundError(f"cannot read {file}: {reason}; fetch it again")

@@ -223,6 +223,52 @@ def test_an_index_that_lies(copied: Path) -> None:
     refused(copied, ModelNotFoundError, "outside the folder")
 
 
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ({"a": ".."}, "lacks the shard"),
+        ({"a": "x" * 5000}, "File name too long"),
+        ({"a": "/etc/passwd"}, "outside the folder"),
+        ({"a": "config.json"}, "cannot read .*config.json"),
+        ({"a": 5}, "cannot read"),
+        ({}, "it names no weights"),
+        ([1], "cannot read"),
+    ],
+)
+def test_an_index_of_something_else(copied: Path, where: object, words: str) -> None:
+    for which in ("raw", "diff"):
+        path = copied / which / "model.safetensors.index.json"
+        before = path.read_text()
+        path.write_text(json.dumps({"weight_map": where}))
+        refused(copied, ModelNotFoundError, words)
+        path.write_text(before)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", FILE_NAME])
+def test_json_without_a_bottom(copied: Path, name: str) -> None:
+    (copied / "diff" / name).write_text('{"a":' * 100_000)
+    refused(copied, ModelNotFoundError, "cannot (be )?read")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {5: torch.zeros(3)},
+        {"a": None},
+        {"a": torch.zeros(3, device="meta")},
+        {"a": torch.zeros(3, 3).to_sparse()},
+        [torch.zeros(3)],
+    ],
+    ids=["a number for a name", "none", "meta", "sparse", "list"],
+)
+def test_a_pickle_of_something_else(copied: Path, content: object) -> None:
+    for which in ("raw", "diff"):
+        for file in (copied / which).glob("model*"):
+            file.unlink()
+        torch.save(content, copied / which / "pytorch_model.bin")
+        refused(copied, ModelNotFoundError, "cannot read .*pytorch_model.bin")
+
+
 def test_a_pickle_that_would_run(copied: Path) -> None:
     for file in (copied / "raw").glob("model*"):
         file.unlink()
@@ -232,7 +278,7 @@ def test_a_pickle_that_would_run(copied: Path) -> None:
             return Path.touch, (copied / "made",)
 
     torch.save({"model.embed_tokens.weight": Hostile()}, copied / "raw/pytorch_model.bin")
-    refused(copied, ModelNotFoundError, "cannot read .*pytorch_model.bin")
+    refused(copied, ModelNotFoundError, "something else than tensors; nothing in it was run")
     assert not (copied / "made").exists()
 
 

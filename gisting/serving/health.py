@@ -25,7 +25,7 @@ async def ready(request: Request) -> dict[str, str]:
     if service.drain.begun or not service.ready:
         raise UnavailableError("the server is stopping, or has not started yet")
     if not service.engine.works:
-        raise UnavailableError("the engine has ended; start the server again")
+        raise UnavailableError("the engine has ended, or its vLLM servers are gone; see the log")
     return {"status": "ready"}
 
 

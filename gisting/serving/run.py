@@ -7,6 +7,7 @@ it leaves at once.
 import asyncio
 import socket
 import time
+from contextlib import ExitStack
 from types import FrameType
 
 import uvicorn
@@ -76,14 +77,18 @@ def listen(host: str, port: int) -> socket.socket:
     """
     if not host:  # the system takes it for every network
         raise OptionError("--host is empty; 0.0.0.0 is every network")
+    if not 0 <= port < 2**16:  # the system takes what is left when it is divided by that
+        raise OptionError(f"--port must be between 0 and {2**16 - 1}, not {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        found = socket.socket(family, kind, protocol)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-        found.listen()
+        with ExitStack() as failed:
+            found = failed.enter_context(socket.socket(family, kind, protocol))
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(address)
+            found.listen()
+            failed.pop_all()
     except (OSError, OverflowError, UnicodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise OptionError(

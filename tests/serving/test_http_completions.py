@@ -36,7 +36,7 @@ def test_many_prompts_and_several_answers_to_each(server: Running) -> None:
 
 
 def test_streamed(server: Running) -> None:
-    texts = {index: "" for index in range(4)}
+    texts = dict.fromkeys(range(4), "")
     chunks = list(ask(server, ["a", "b b"], n=2, stream=True))
     for chunk in chunks:
         texts[chunk.choices[0].index] += chunk.choices[0].text

@@ -1,5 +1,7 @@
 """`gisting serve`: its options, checked before anything slow is imported."""
 
+from dataclasses import dataclass
+from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +13,31 @@ from gisting.cli.run import emit, say
 from gisting.cli.store import Place
 from gisting.errors import MissingExtraError, OptionError
 
-NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+NEEDED = ("fastapi", "uvicorn", "prometheus_client", "httpx2")
+
+
+class Kind(StrEnum):
+    """What computes."""
+
+    embedded = "embedded"
+    vllm = "vllm"
+
+
+class Compressor(StrEnum):
+    """What compresses, where vLLM answers."""
+
+    vllm = "vllm"
+    transformers = "transformers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithVllm:
+    """What was asked for of vLLM; see the options of `gisting serve`."""
+
+    endpoints: tuple[str, ...]
+    args: str
+    print_command: bool
+    local: bool
 
 
 def serve(
@@ -55,10 +81,52 @@ def serve(
             help="A gist measured below it is not used: the full prompt is. [default: 0.96]",
         ),
     ] = None,
+    engine: Annotated[
+        Kind, typer.Option(help="What computes: transformers in this process, or vLLM.")
+    ] = Kind.embedded,
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="A vLLM server that runs already; may be repeated. [default: one is started]",
+        ),
+    ] = None,
+    vllm_args: Annotated[
+        str | None,
+        typer.Option(metavar="OPTIONS", help="For the vLLM server that is started, as one text."),
+    ] = None,
+    print_command: Annotated[
+        bool,
+        typer.Option(
+            "--print-command", help="Print what starts a vLLM server for --endpoint, and end."
+        ),
+    ] = False,
+    compressor: Annotated[
+        Compressor,
+        typer.Option(help="With vLLM: what compresses; transformers loads the weights here, too."),
+    ] = Compressor.vllm,
     max_waiting: Annotated[
-        int, typer.Option(metavar="N", help="Requests in the queue; beyond: status 429.")
-    ] = 256,
-    max_rows: Annotated[int, typer.Option(metavar="N", help="Answers decoded at once.")] = 64,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Requests in the queue; beyond: status 429. [default: 256, with vLLM 1024]",
+        ),
+    ] = None,
+    max_rows: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Answers decoded at once. [default: 64, on each vLLM server 256]",
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens of a prompt and its answer together. "
+            "[default: 16384, or what the model can place]",
+        ),
+    ] = None,
     kv_limit: Annotated[
         int | None,
         typer.Option(
@@ -94,6 +162,8 @@ def serve(
     gisting serve
     gisting serve MODEL --port 8080 --store /var/lib/gisting --api-keys keys.json
     gisting serve --api-keys keys.json --new-key shop --scope chat
+    gisting serve MODEL --engine vllm
+    gisting serve MODEL --endpoint http://one:8000 --endpoint http://two:8000 --store s3://gists
     """
     from gisting.serving.keys import Keys
     from gisting.serving.keys import new_key as make_key
@@ -123,8 +193,10 @@ def serve(
             store_bytes=store_bytes,
             keys=keys,
             min_fidelity=min_fidelity,
+            vllm=_vllm(engine, endpoint, vllm_args, print_command, compressor, kv_limit),
             max_waiting=max_waiting,
             max_rows=max_rows,
+            max_length=max_length,
             kv_limit=kv_limit,
             max_body=max_body,
             timeout=timeout,
@@ -135,4 +207,32 @@ def serve(
             cache_dir=cache_dir,
             verbose=verbose,
         )
+    )
+
+
+def _vllm(
+    engine: Kind,
+    endpoints: list[str] | None,
+    args: str | None,
+    print_command: bool,
+    compressor: Compressor,
+    kv_limit: int | None,
+) -> WithVllm | None:
+    """Options of vLLM's, None without it (raises OptionError where some exclude each other)."""
+    if engine is Kind.embedded and not endpoints:
+        if args is not None or print_command or compressor is not Compressor.vllm:
+            raise OptionError(
+                "--vllm-args, --print-command and --compressor are for --engine vllm; give that too"
+            )
+        return None
+    if endpoints and (args is not None or print_command):
+        raise OptionError("--vllm-args and --print-command start a server; leave out --endpoint")
+    if kv_limit is not None:
+        raise OptionError(
+            "--kv-limit is for the embedded engine; vLLM has its own: --vllm-args "
+            "'--kv-cache-memory-bytes N'"
+        )
+    local = compressor is Compressor.transformers
+    return WithVllm(
+        endpoints=tuple(endpoints or ()), args=args or "", print_command=print_command, local=local
     )

@@ -1,13 +1,17 @@
 """`gisting serve`: the socket first, then the model, then the server."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 
 from gisting.cli.request import Request
-from gisting.cli.run import say
+from gisting.cli.run import emit, say
+from gisting.cli.serve import WithVllm
 from gisting.fidelity import MIN_FIDELITY
 from gisting.serving.app import make_app
 from gisting.serving.embedded import Embedded
+from gisting.serving.engine import Engine
 from gisting.serving.keys import Keys
 from gisting.serving.limits import Settings
 from gisting.serving.logs import start_logging
@@ -27,8 +31,10 @@ class Serving:
     store_bytes: int | None
     keys: Keys | None
     min_fidelity: float | None
-    max_waiting: int
-    max_rows: int
+    vllm: WithVllm | None
+    max_waiting: int | None
+    max_rows: int | None
+    max_length: int | None
     kv_limit: int | None
     max_body: int
     timeout: float
@@ -66,19 +72,61 @@ def serve_model(asked: Serving) -> None:
         temperature=0.0,
         seed=None,
     )
+    place = GistStore.default_place() if asked.store is None else asked.store
+    if asked.vllm is not None and asked.vllm.print_command:
+        from gisting.cli.serve_vllm import print_command
+
+        emit(
+            print_command(
+                request,
+                place,
+                name=_name(asked),
+                host=asked.host,
+                port=asked.port,
+                more=asked.vllm.args,
+                verbose=asked.verbose,
+            )
+        )
+        return
     found = listen(asked.host, asked.port)
     own = ip_address(found.getsockname()[0]).is_loopback
     if asked.keys is None and not own:
         say("no API keys: everybody who reaches this address may use the server (--api-keys)")
-    place = GistStore.default_place() if asked.store is None else asked.store
-    with found, GistStore(place, max_bytes=asked.store_bytes) as store:
-        engine = Embedded(
-            request.load(verbose=asked.verbose),
-            store,
-            name=asked.name or asked.model.rstrip("/").rpartition("/")[2] or asked.model,
-            max_waiting=asked.max_waiting,
-            max_rows=asked.max_rows,
-            kv_limit=asked.kv_limit,
-        )
-        start_logging(log_prompts=asked.log_prompts)
+    start_logging(log_prompts=asked.log_prompts)
+    with (
+        found,
+        GistStore(place, max_bytes=asked.store_bytes) as store,
+        _engine(asked, request, store) as engine,
+    ):
         serve(make_app(engine, store, settings=settings, keys=asked.keys, local=own), found)
+
+
+@contextmanager
+def _engine(asked: Serving, request: Request, store: GistStore) -> Iterator[Engine]:
+    limits = {
+        "max_waiting": asked.max_waiting,
+        "max_rows": asked.max_rows,
+        "max_length": asked.max_length,
+    }
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    if asked.vllm is None:
+        model = request.load(verbose=asked.verbose)
+        yield Embedded(model, store, name=_name(asked), kv_limit=asked.kv_limit, **given)
+        return
+    from gisting.cli.serve_vllm import vllm_engine
+
+    with vllm_engine(
+        request,
+        store,
+        name=_name(asked),
+        endpoints=asked.vllm.endpoints,
+        local=asked.vllm.local,
+        more=asked.vllm.args,
+        verbose=asked.verbose,
+        **given,
+    ) as engine:
+        yield engine
+
+
+def _name(asked: Serving) -> str:
+    return asked.name or asked.model.rstrip("/").rpartition("/")[2] or asked.model

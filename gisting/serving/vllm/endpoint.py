@@ -9,7 +9,6 @@ Knows nothing of other servers.
 
 import asyncio
 import json
-import re
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from gisting.errors import OptionError
+from gisting.integrations.server import weights_of
 from gisting.serving.vllm.wire import (
     BrokenError,
     EndpointError,
@@ -39,14 +39,6 @@ REMEMBERED = 4096
 UNTRIED = "nobody has asked it yet"
 
 State = Literal["up", "suspect", "gone"]
-
-WEIGHTS = re.compile(r"gisting-([0-9a-f]{64})")
-"""A name under which a server serves: the fingerprint of its weights."""
-
-
-def weights_name(fingerprint: str) -> str:
-    """The name under which a server with these weights serves."""
-    return f"gisting-{fingerprint}"
 
 
 def client_of(key: str | None) -> httpx2.AsyncClient:
@@ -136,8 +128,7 @@ class Endpoint:
             length = int(found["data"][0]["max_model_len"])
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise StrangerError("it does not list its models as vLLM does") from error
-        weights = next((m[1] for name in names if (m := WEIGHTS.fullmatch(name))), None)
-        return Facts(weights, length)
+        return Facts(weights_of(names), length)
 
     async def alive(self) -> None:
         """Nothing, where it says that it is well (raises EndpointError; TimeoutError: no word)."""

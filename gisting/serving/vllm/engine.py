@@ -21,6 +21,7 @@ from gisting.errors import (
 )
 from gisting.fidelity.reading import end_tokens
 from gisting.gist import Gist, instruction_hash
+from gisting.integrations.server import weights_name
 from gisting.model import GistModel
 from gisting.models.inputs import check_numbers
 from gisting.prompts import Input
@@ -29,7 +30,7 @@ from gisting.serving.local import Local, aside
 from gisting.serving.once import Once
 from gisting.serving.requests import Answer, Request
 from gisting.serving.vllm.balancer import Balancer
-from gisting.serving.vllm.endpoint import UNTRIED, Endpoint, Facts, client_of, weights_name
+from gisting.serving.vllm.endpoint import UNTRIED, Endpoint, Facts, client_of
 from gisting.serving.vllm.job import Job
 from gisting.serving.vllm.watch import Watch, new_instruction, refuses
 from gisting.serving.vllm.wire import StrangerError, body_of
@@ -53,6 +54,8 @@ class Vllm(Engine):
         local: compress and measure here, with the weights of `model`.
         max_waiting: answers in the queue, and instructions waiting to be compressed.
         max_rows: answers at once on each server.
+        max_length: tokens of a prompt and its answer together; the model and the servers may allow
+            less.
 
     Raises:
         OptionError: no server, or a number below one.
@@ -69,14 +72,16 @@ class Vllm(Engine):
         local: bool = False,
         max_waiting: int = MAX_WAITING,
         max_rows: int = MAX_ROWS,
+        max_length: int | None = None,
     ) -> None:
-        check_numbers(max_waiting=max_waiting, max_rows=max_rows)
+        check_numbers(max_waiting=max_waiting, max_rows=max_rows, max_length=max_length or 1)
         if not urls:
             raise OptionError("at least one --endpoint is needed")
         self.name = name
         self.model, self.store = model, store
         self.trained = model.config.num_gist_tokens or (model.config.default_k,)
-        self.max_length = model.adapter.max_positions
+        limits = [n for n in (max_length, model.adapter.max_positions) if n is not None]
+        self.max_length = min(limits, default=None)
         self._weights = weights_name(model.fingerprint)
         self._ends = end_tokens(model)
         self._urls, self._key = list(dict.fromkeys(urls)), key
@@ -141,10 +146,10 @@ class Vllm(Engine):
         else:
             k = self.model.check_k(num_gist_tokens)
             key = await aside(len(instruction), lambda: GistKey.of(self.model, instruction, k))
-            known = await asyncio.to_thread(self.store.get, key)
-            id, gist = key.id, known or await self._once.run(
-                key.id, lambda: asyncio.ensure_future(self._compress(key, instruction))
+            gist = await self._once.run(
+                key.id, lambda: asyncio.ensure_future(self._made(key, instruction))
             )
+            id = key.id
         self._kv_bytes_per_token = gist.num_bytes // gist.num_tokens
         return id, gist
 
@@ -276,7 +281,11 @@ class Vllm(Engine):
         async for _ in endpoint.ask(job.body):
             pass
 
-    async def _compress(self, key: GistKey, instruction: str) -> Gist:
+    async def _made(self, key: GistKey, instruction: str) -> Gist:
+        """From the store, or made by vLLM and put there."""
+        known = await asyncio.to_thread(self.store.get, key)
+        if known is not None:
+            return known
         job = self._job_to_compress(key, instruction)
         self._balancer.submit([job])
         try:

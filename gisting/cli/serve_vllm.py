@@ -1,0 +1,112 @@
+"""`gisting serve --engine vllm`: vLLM as a child, or servers that run elsewhere."""
+
+import asyncio
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from gisting.cli.request import Request
+from gisting.errors import MissingExtraError, OptionError
+from gisting.integrations.server import MODULE, server_options
+from gisting.integrations.start import connector_config
+from gisting.model import GistModel
+from gisting.serving.vllm.child import Child
+from gisting.serving.vllm.endpoint import check_url
+from gisting.serving.vllm.engine import Vllm
+from gisting.serving.vllm.hollow import check_servable, hollow
+from gisting.serving.vllm.meet import meet
+from gisting.store import GistStore
+
+QUIET = ("--disable-uvicorn-access-log", "--uvicorn-log-level", "warning")
+
+KEY = "GISTING_ENDPOINT_KEY"
+"""In the environment: the API key of the servers at --endpoint."""
+
+
+def print_command(
+    request: Request, store: str, *, name: str, host: str, port: int, more: str, verbose: bool
+) -> str:
+    """The command that starts a server for `--endpoint`, for a shell (raises ModelError)."""
+    path = check_servable(request.model, cache_dir=request.cache_dir)
+    config = connector_config(request.load(verbose=verbose), _absolute(store))
+    options = server_options(
+        path,
+        config,
+        name=name,
+        precision=request.precision,
+        host=host,
+        port=port,
+        more=_split(more),
+    )
+    return shlex.join(["python", "-m", MODULE, *options])
+
+
+@contextmanager
+def vllm_engine(
+    request: Request,
+    store: GistStore,
+    *,
+    name: str,
+    endpoints: Sequence[str],
+    local: bool,
+    more: str,
+    verbose: bool,
+    **limits: int,
+) -> Iterator[Vllm]:
+    """An engine on servers that were found to be what they should be.
+
+    Args:
+        endpoints: the servers; none: a child is started.
+        local: compress and measure here, not in vLLM.
+        more: further options of the child's.
+
+    Raises:
+        OptionError, ModelError, ServerError, MissingExtraError: it cannot be had; says why.
+    """
+    if endpoints:
+        urls, key = [check_url(url) for url in endpoints], os.environ.get(KEY)
+        model: GistModel
+        if local:
+            check_servable(request.model, cache_dir=request.cache_dir)
+            model = request.load(verbose=verbose)
+        else:
+            weights = asyncio.run(meet(urls, key))
+            model = hollow(request.model, weights, cache_dir=request.cache_dir)
+        yield _checked(Vllm(model, store, urls, name=name, key=key, local=local, **limits))
+        return
+    if find_spec("vllm") is None:
+        raise MissingExtraError("vllm", "vllm")
+    path = check_servable(request.model, cache_dir=request.cache_dir)
+    model = request.load(verbose=verbose)
+    config = connector_config(model, _absolute(store.place))
+    if not local:  # its weights are vLLM's from now on
+        model = hollow(request.model, model.fingerprint, cache_dir=request.cache_dir)
+
+    def options(host: str, port: int) -> list[str]:
+        known: dict[str, Any] = {"name": name, "precision": request.precision}
+        args = [*QUIET, *_split(more)]
+        return server_options(path, config, host=host, port=port, more=args, **known)
+
+    with Child(options) as child:
+        child.wait()
+        found = Vllm(model, store, [child.url], name=name, key=child.key, local=local, **limits)
+        yield _checked(found)
+
+
+def _checked(engine: Vllm) -> Vllm:
+    asyncio.run(engine.check())
+    return engine
+
+
+def _absolute(store: str) -> str:
+    return store if "://" in store else os.path.realpath(store)
+
+
+def _split(more: str) -> list[str]:
+    try:
+        return shlex.split(more)
+    except ValueError as error:
+        raise OptionError(f"--vllm-args cannot be read: {error}") from error

@@ -83,9 +83,13 @@ def write_folder(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
             write(Path(name))
-            target.mkdir(exist_ok=True)
-            for file in sorted(Path(name).iterdir()):
-                file.replace(target / file.name)
+            for file in sorted(Path(name).rglob("*")):
+                place = target / file.relative_to(name)
+                if file.is_dir():
+                    place.mkdir(parents=True, exist_ok=True)
+                else:
+                    place.parent.mkdir(exist_ok=True)
+                    file.replace(place)
     except FAILURES as error:
         raise _save_error(target, error) from error
     return target

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from gisting.errors import NotAGistModelError, OptionError, PromptError
+from gisting.errors import NotAGistModelError, OptionError, PromptError, SaveError
 from gisting.files import write_folder, write_text
 from gisting.gist import Gist, Prefix
 from gisting.models import loading
@@ -33,6 +33,8 @@ from gisting.models.inputs import (
     Text,
     as_list,
     check_device,
+    check_gist,
+    check_numbers,
     cut_at,
     move,
     pad_left,
@@ -131,17 +133,22 @@ class GistModel:
         """Make a gist model of a plain one: adds `<GIST>`; what it means must still be trained.
 
         Args:
-            path_or_model: a folder, a hub id, or a loaded model (then `tokenizer` is needed).
+            path_or_model: a folder, a hub id, or a loaded model. That one needs its `tokenizer`;
+                both are changed in place, and `dtype` is the model's own.
             num_gist_tokens: k, or all the k it is going to be trained for.
             template: "decoder", "encoder-decoder" or "chat"; default: the family's published one.
         Raises: as `from_pretrained`.
         """
-        ks = (num_gist_tokens,) if isinstance(num_gist_tokens, int) else tuple(num_gist_tokens)
-        if not ks or any(k < 1 for k in ks):
+        ks: tuple[Any, ...] = (num_gist_tokens,)
+        if isinstance(num_gist_tokens, Sequence) and not isinstance(num_gist_tokens, str):
+            ks = tuple(num_gist_tokens)
+        if not ks:
             raise OptionError(f"num_gist_tokens must be at least 1, not {num_gist_tokens}")
+        for k in ks:
+            check_numbers(num_gist_tokens=k)
         place = check_device(device)
         if isinstance(path_or_model, PreTrainedModel):
-            if tokenizer is None:
+            if not isinstance(tokenizer, PreTrainedTokenizerBase):
                 raise OptionError("a loaded model needs its tokenizer: from_base(model, tokenizer)")
             hf_model, base = path_or_model, str(path_or_model.config.name_or_path)
         else:
@@ -150,13 +157,13 @@ class GistModel:
             model_config = loading.load_config(path, cache_dir=cache_dir)
             tokenizer = tokenizer or loading.load_tokenizer(path, cache_dir=cache_dir)
             hf_model = loading.load_model(path, model_config, dtype=parsed, cache_dir=cache_dir)
-        adapter = adapter_for(hf_model)  # refuses before anything is changed
+        adapter = adapter_for(hf_model)
+        name = template or adapter.default_template
+        make_template(name, tokenizer)  # both refuse before anything is changed
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         loading.add_gist_token(hf_model, tokenizer)
-        config = GistConfig(
-            num_gist_tokens=ks, template=template or adapter.default_template, base_model=base
-        )
+        config = GistConfig(num_gist_tokens=ks, template=name, base_model=base)
         return cls(move(hf_model, place), tokenizer, config)
 
     @property
@@ -280,6 +287,8 @@ class GistModel:
             eos_token_id=self.tokenizer.eos_token_id if eos is None else eos,
         )
         texts = as_list(inputs, "input")
+        if streamer is not None and len(texts) > 1:
+            raise OptionError(f"a stream is one answer, not {len(texts)}; give one input")
         ids, padding = self._prompts(texts, gist, instructions, num_gist_tokens)
         with seeded(seed, self.device):
             new = self.adapter.generate(
@@ -327,7 +336,7 @@ class GistModel:
         write_text(folder / "README.md", model_card(self.config, self.hf_model.config.model_type))
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> None:
-        """Upload what `save_pretrained` writes to the Hugging Face hub."""
+        """Upload what `save_pretrained` writes to the Hugging Face hub (raises SaveError)."""
         import tempfile
 
         from huggingface_hub import HfApi
@@ -335,25 +344,33 @@ class GistModel:
         api = HfApi()
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo_id, folder_path=folder)
+            try:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                api.upload_folder(repo_id=repo_id, folder_path=folder)
+            except Exception as error:  # its HTTP library's, of which it has changed several times
+                reason = " ".join(str(error).split())[:200]
+                raise SaveError(
+                    f"could not upload to {repo_id!r}: {reason}; see whether the name is right, "
+                    "the network is there and you are logged in (hf auth login)"
+                ) from error
 
     def check_k(self, k: int | None, *, allow_untrained: bool = False) -> int:
         """k, or the default (raises OptionError where it was not trained and is not allowed)."""
         trained = self.config.num_gist_tokens
         if k is None:
             return self.config.default_k
-        if k < 1:
-            raise OptionError(f"num_gist_tokens must be at least 1, not {k}")
+        check_numbers(num_gist_tokens=k)
         limit = self.adapter.max_positions
         if limit is not None and k >= limit:
-            raise OptionError(f"{k} gist tokens are more than the {limit} this model can place")
+            raise OptionError(
+                f"{k} gist tokens are more than the {limit} this model can place; choose fewer"
+            )
         if trained and k not in trained and not allow_untrained:
             raise OptionError(
                 f"this model was trained for {', '.join(map(str, trained))} gist tokens, not {k}; "
                 "choose one of those, or allow an untrained number (--allow_untrained)"
             )
-        return k
+        return int(k)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text alone, without special ones."""
@@ -383,6 +400,7 @@ class GistModel:
     ) -> tuple[Tensor, Tensor]:
         if instructions is None:
             if gist is not None:
+                check_gist(gist)
                 gist.check(self.fingerprint, self.config.template, len(texts))
             return self.pad([self.encoder.input(text) for text in texts])
         if gist is not None:

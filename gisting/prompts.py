@@ -201,12 +201,18 @@ class PromptEncoder:
         is encoded as it is after a gist.
 
         Raises:
-            PromptError: the input holds `<GIST>`.
+            PromptError: the input holds `<GIST>`, or a part of it would stand before the gist.
         """
         for text in [input] if isinstance(input, str) else [turn.text for turn in input]:
             check_text("input", text)
         text = self.template.render("-", input, GIST_TOKEN)
-        ids = self._encode(text[text.index(GIST_TOKEN) :])
+        start = text.index(GIST_TOKEN)
+        if text[:start] != self.template.render("-", "", GIST_TOKEN)[:start]:
+            raise PromptError(
+                "the chat template puts part of this conversation before the system prompt, where "
+                "a gist cannot have seen it; use template='decoder'"
+            )
+        ids = self._encode(text[start:])
         return ids[self._end_of_span(ids, 1) :]
 
     def prompt(self, instruction: str, input: Input, num_gist_tokens: int) -> list[int]:

@@ -31,6 +31,18 @@ def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_folder_within_is_renewed(tmp_path: Path) -> None:
+    """Tokenizers with several chat templates save a folder of them."""
+
+    def write(temporary: Path, word: str) -> None:
+        (temporary / "templates").mkdir()
+        (temporary / "templates" / "one").write_text(word)
+
+    for word in ("first", "second"):
+        write_folder(tmp_path / "model", lambda temporary, word=word: write(temporary, word))  # type: ignore[misc]
+        assert (tmp_path / "model" / "templates" / "one").read_text() == word
+
+
 def test_a_name_that_is_too_long(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match="too long"):
         write_text(tmp_path / ("x" * 300), "y")

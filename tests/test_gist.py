@@ -55,6 +55,13 @@ def test_what_a_gist_knows() -> None:
     assert make(2, 1, dtype=torch.bfloat16).num_bytes == gist.num_bytes // 2
 
 
+def test_a_gist_shown_is_one_line() -> None:
+    shown = repr(make(2, 1, dtype=torch.bfloat16))
+    assert shown == (
+        "<Gist: 2 of 2 tokens, 192 bytes, bfloat16 on cpu, model ffffffffffff, template decoder>"
+    )
+
+
 def test_rows() -> None:
     gist = make(2, 1, 3)
     assert [len(row) for row in gist] == [1, 1, 1]
@@ -67,6 +74,19 @@ def test_rows() -> None:
         kept = row.num_tokens
         for name, tensor in row.tensors.items():
             assert torch.equal(tensor[0], gist.tensors[name][number, :, -kept:])
+
+
+def test_selected_rows_are_padded_no_more_than_they_need() -> None:
+    gist = make(2, 1, 3)
+    for numbers in ([1, 0], [2, 2, 1], [1]):
+        chosen = gist.select(torch.tensor(numbers))
+        assert_same(chosen, Gist.stack([gist[number] for number in numbers]))
+
+
+@pytest.mark.parametrize("index", [slice(0, 1), "0", 0.0])
+def test_rows_go_by_number(index: Any) -> None:
+    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+        make(2, 1, 3)[index]
 
 
 @pytest.mark.parametrize("index", [3, -4, 100])
@@ -89,6 +109,12 @@ def test_stacks_are_left_padded_and_come_apart_again() -> None:
     rows = [row for gist in gists for row in gist]
     for ours, theirs in zip(stack, rows, strict=True):
         assert_same(ours, theirs)
+
+
+def test_anything_that_yields_gists_is_stacked() -> None:
+    gist = make(2, 1, 3)
+    assert_same(Gist.stack(gist), gist)
+    assert_same(Gist.stack(row for row in gist), gist)
 
 
 def test_a_stack_of_one_is_itself() -> None:

@@ -311,10 +311,24 @@ def test_a_checkpoints_own_defaults_do_not_leak_in(model: GistModel) -> None:
         "num_beams": 3,
         "length_penalty": 9.0,
         "max_length": 3,
+        "max_time": 1e-9,
+        "suppress_tokens": list(range(3, 200)),
+        "bad_words_ids": [[token] for token in range(3, 200)],
+        "forced_eos_token_id": 77,
+        "exponential_decay_length_penalty": [1, 50.0],
+        "stop_strings": ["e"],
+        "prompt_lookup_num_tokens": 3,
+        "use_cache": False,  # what many a training run leaves behind
+        "cache_implementation": "static",
+        "return_dict_in_generate": True,
+        "output_scores": True,
     }.items():
         setattr(known, name, value)
     assert brief(tuned, INPUTS) == clean
     assert brief(tuned, INPUTS, do_sample=True, seed=1) == sampled
+    gists = model.compress(INSTRUCTIONS)
+    assert brief(tuned, INPUTS, gists) == brief(model, INPUTS, gists)
+    assert brief(tuned, INPUTS, gists, num_beams=2) == brief(model, INPUTS, gists, num_beams=2)
 
 
 # where an answer ends

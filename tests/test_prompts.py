@@ -17,6 +17,7 @@ from gisting.prompts import (
     Example,
     PromptEncoder,
     Template,
+    Turn,
     make_template,
 )
 from gisting.testing import BOS, EOS, FIRST_BYTE, byte_tokenizer
@@ -180,10 +181,26 @@ def test_a_chat_template_that_drops_the_system_prompt_is_refused() -> None:
 )
 def test_a_template_that_lets_the_input_reach_the_instruction_is_refused(mixing: str) -> None:
     one = encoder("chat", mixing)
-    with pytest.raises(PromptError, match="other ids for instruction and input apart"):
-        one.prompt("Greet.", "Annabel", 1)
+    for read in (one.input, lambda text: one.prompt("Greet.", text, 1)):
+        with pytest.raises(PromptError, match="part of this conversation before the system prompt"):
+            read("Annabel")
     with pytest.raises(PromptError, match="row 0: this tokenizer gives other ids"):
         one.examples([Example("Greet.", "Annabel", "Hi")])
+
+
+def test_earlier_turns_are_never_left_out() -> None:
+    """Some templates put the system prompt beside the last turn, behind all the others."""
+    late = (
+        "{% for m in messages[1:-1] %}{{ m['content'] }}\n{% endfor %}"
+        "{{ messages[0]['content'] }}|{{ messages[-1]['content'] }}"
+    )
+    one = encoder("chat", late)
+    assert spelled(one.input("Ann"), one.gist_id) == "|Ann"
+    turns = (Turn("user", "Ann"), Turn("assistant", "Hi"), Turn("user", "Bob"))
+    with pytest.raises(PromptError, match="part of this conversation before the system prompt"):
+        one.input(turns)
+    whole = encoder("chat", CHAT).input(turns)
+    assert all(word in spelled(whole, one.gist_id) for word in ("Ann", "Hi", "Bob"))
 
 
 class Bare:

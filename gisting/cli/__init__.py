@@ -13,7 +13,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done. 2: the user's mistake, in one line on stderr. 130: Ctrl-C.
     """
-    from gisting.cli.app import app
-    from gisting.cli.run import run
-
+    try:
+        from gisting.cli.app import app
+        from gisting.cli.run import run
+    except KeyboardInterrupt:  # so early that there is nothing to say yet
+        return 130
     return run(app, arguments)

@@ -1,26 +1,39 @@
 """How answers are decoded: the options of `GistModel.generate` as transformers wants them.
 
-What a checkpoint's generation_config.json says must not leak in: transformers' `generate` would
-take from there whatever is not given, so everything that changes an answer is given here.
+What a checkpoint's generation_config.json says must not leak in: transformers' `generate` takes
+from there whatever is not given, and a sampling default, a list of forbidden words or a cache that
+is switched off would change answers. Of all that, only the special ids are taken.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import GenerationConfig
 
 from gisting.errors import OptionError
-from gisting.models.inputs import check_numbers
+from gisting.models.inputs import check_numbers, check_real
 
-NO_PENALTIES = {
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "length_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "min_new_tokens": 0,
-}
-NO_OTHER_SAMPLING = {"min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
-GREEDY = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+LOWEST_TEMPERATURE = 1e-6
+"""Below it logits divided by it leave float32; above it, sampling is greedy already."""
+
+
+class _AsGiven(GenerationConfig):
+    """Options that a checkpoint's own do not complete; what is left out has transformers' default.
+
+    `generate` hands over the checkpoint's with `allow_custom_entries`, and nothing else so.
+    """
+
+    def update(
+        self, defaults_only: bool = False, allow_custom_entries: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        given: Mapping[str, Any] = kwargs
+        if allow_custom_entries:
+            given = {name: kwargs[name] for name in SPECIAL_IDS if name in kwargs}
+        unused: dict[str, Any] = super().update(  # type: ignore[no-untyped-call]
+            defaults_only=defaults_only, **given
+        )
+        return unused
 
 
 def decoding_options(
@@ -45,21 +58,25 @@ def decoding_options(
         num_beams=num_beams,
         num_return_sequences=num_return_sequences,
     )
-    if not temperature > 0 or not 0 < top_p <= 1 or top_k < 0:
-        raise OptionError("temperature must be above 0, top_p in (0, 1], top_k at least 0")
+    check_numbers(least=0, top_k=top_k)
+    check_real(temperature=temperature, top_p=top_p)
+    if not temperature >= LOWEST_TEMPERATURE or not 0 < top_p <= 1:
+        raise OptionError(
+            f"temperature must be at least {LOWEST_TEMPERATURE} (greedy: do_sample=False), "
+            "top_p in (0, 1]"
+        )
     if num_return_sequences > num_beams and not (do_sample and num_beams == 1):
         raise OptionError(
             f"{num_return_sequences} different answers need do_sample, or as many beams"
         )
     if streamed and max(num_beams, num_return_sequences) > 1:
         raise OptionError("a stream is one answer; leave out num_beams and num_return_sequences")
-    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} | NO_OTHER_SAMPLING
-    return GenerationConfig(
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if do_sample else {}
+    return _AsGiven(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
-        do_sample=do_sample,
+        do_sample=bool(do_sample),
         num_beams=num_beams,
         num_return_sequences=num_return_sequences,
-        **(sampling if do_sample else GREEDY),
-        **NO_PENALTIES,
+        **sampling,
         **more,
     )

@@ -5,9 +5,11 @@ Knows nothing about gists beyond the hash of an instruction.
 Shapes: B batch, S sequence.
 """
 
+import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -15,24 +17,48 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gisting.errors import OptionError, PromptError
-from gisting.gist import Provenance, instruction_hash
+from gisting.gist import Prefix, Provenance, instruction_hash
 
 Text = str | Sequence[str]
 
 
 def as_list(texts: Text, what: str) -> list[str]:
-    """One string or many as a list (raises PromptError where there is none)."""
-    given = [texts] if isinstance(texts, str) else list(texts)
+    """One string or many as a list (raises PromptError where there is none, or it is no text)."""
+    given: list[Any] = list(texts) if _is_several(texts) else [texts]
+    for text in given:
+        if not isinstance(text, str):
+            raise PromptError(f"{what} {text!r:.60} is no text; give a string or a list of strings")
     if not given:
         raise PromptError(f"no {what} given; give at least one")
     return given
 
 
-def check_numbers(**numbers: int) -> None:
-    """Raise OptionError for a number below one, by its name."""
+def _is_several(texts: object) -> bool:
+    return isinstance(texts, Iterable) and not isinstance(texts, str | bytes)
+
+
+def check_numbers(*, least: int = 1, **numbers: int) -> None:
+    """Raise OptionError, by its name, for a number that is not whole or below `least`."""
     for name, number in numbers.items():
-        if number < 1:
-            raise OptionError(f"{name} must be at least 1, not {number}")
+        if isinstance(number, bool) or not isinstance(number, Integral):
+            raise OptionError(f"{name} must be a whole number, not {number!r:.60}")
+        if number < least:
+            raise OptionError(f"{name} must be at least {least}, not {number}")
+
+
+def check_real(**numbers: float) -> None:
+    """Raise OptionError, by its name, for what is no finite number."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
+            raise OptionError(f"{name} must be a number, not {number!r:.60}")
+
+
+def check_gist(gist: object) -> None:
+    """Raise OptionError where something else, an instruction or a path, stands for a gist."""
+    if not isinstance(gist, Prefix):
+        raise OptionError(
+            f"{gist!r:.60} is no gist; compress the instruction, or read a file with Gist.load"
+        )
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -40,7 +66,7 @@ def check_device(device: str | torch.device) -> torch.device:
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise OptionError(f"device {device!s} is not available here; use device='cpu'") from error
     return place
 
@@ -69,8 +95,13 @@ def provenance_of(texts: Sequence[str], lengths: Sequence[int]) -> tuple[Provena
 
 
 def stops_of(stop_strings: Text | None) -> list[str]:
-    """Stop strings as a list."""
-    return [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or [])
+    """Stop strings as a list (raises OptionError for one that is empty or no text)."""
+    given = [] if stop_strings is None else stop_strings
+    stops: list[Any] = list(given) if _is_several(given) else [given]
+    for stop in stops:
+        if not isinstance(stop, str) or not stop:
+            raise OptionError(f"stop string {stop!r:.60} is no text, or empty; leave it out")
+    return stops
 
 
 def cut_at(answer: str, stops: Sequence[str]) -> str:
@@ -90,13 +121,14 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     whoever draws random numbers in another thread meanwhile disturbs them.
 
     Raises:
-        OptionError: the seed is not between 0 and 2**63 - 1.
+        OptionError: the seed is no whole number from 0 to 2**63 - 1.
     """
     if seed is None:
         yield
         return
-    if not 0 <= seed < 2**63:
-        raise OptionError(f"seed must be between 0 and 2**63 - 1, not {seed}")
+    check_numbers(least=0, seed=seed)
+    if seed >= 2**63:
+        raise OptionError(f"seed must be below 2**63, not {seed}")
     devices = [device] if device.type == "cuda" else []
     with _SEEDING, torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

@@ -54,11 +54,11 @@ def resolve(path_or_hub_id: str) -> str:
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """float32 | bfloat16 | float16, or fp32 | bf16 | fp16 (raises OptionError)."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
         raise OptionError(f"unknown precision {dtype!r}; choose one of {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    assert found is not None
+    return found
 
 
 def fetch_revision(hub_id: str, revision: str, *, cache_dir: str | None = None) -> str:

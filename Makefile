@@ -11,7 +11,7 @@ DEEPSPEED := .deepspeed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test slow test-deepspeed vllm test-vllm kvpress check bench theorem-oldest format clean
+.PHONY: help demo test slow test-deepspeed test-page vllm test-vllm kvpress check bench theorem-oldest format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -23,10 +23,14 @@ test: .venv/.dev ## the quick tests
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2
 
 slow: .venv/.dev ## the tests that take minutes
-	$(BIN)/python -m pytest -m "slow and not deepspeed and not vllm"
+	$(BIN)/python -m pytest -m "slow and not deepspeed and not vllm and not browser"
 
 test-deepspeed: .venv/.dev $(DEEPSPEED)/.ready ## DeepSpeed ZeRO-3 on two CPU processes
 	PYTHONPATH=$(DEEPSPEED) $(BIN)/python -m pytest -m deepspeed
+
+test-page: .venv/.dev ## the playground in headless Chromium, which Debian's apt-get brings
+	@command -v chromium > /dev/null || { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends chromium fonts-dejavu-core; }
+	$(BIN)/python -m pytest -m browser tests/serving/page
 
 vllm: $(VLLM)/.ready ## an environment with vLLM on the CPU (3.5 GB)
 

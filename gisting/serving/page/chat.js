@@ -25,6 +25,7 @@ export class Side {
     const begun = performance.now();
     let first = null;
     let usage = null;
+    let used = null;
     try {
       const events = stream("v1/chat/completions", {
         model,
@@ -40,6 +41,7 @@ export class Side {
       }, signal);
       for await (const event of events) {
         usage = event.usage ?? usage;
+        used ??= event.gist ?? null;
         const text = event.choices?.[0]?.delta?.content;
         if (!text) continue;
         first ??= performance.now();
@@ -47,6 +49,9 @@ export class Side {
         this.talk.scrollTop = this.talk.scrollHeight;
       }
       this.turns.push({ role: "user", content: input }, { role: "assistant", content: answer.textContent });
+      if (how.gist !== "off" && used && used.status !== "used") {
+        this.#say("failed", `Answered from the full prompt: ${used.reason}.`);
+      }
       this.#tell(begun, first, usage);
     } catch (error) {
       if (error.name === "AbortError") answer.textContent += " (stopped)";

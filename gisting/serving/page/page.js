@@ -1,29 +1,50 @@
 // The page: an instruction is compressed, asked beside its full prompt, kept or deleted.
 
-import { ApiError, call, download, setKey } from "./api.js";
+import { ApiError, call, hasKey, setKey } from "./api.js";
 import { Side } from "./chat.js";
+import { Table } from "./gists.js";
 import { bytes, facts, score, seconds } from "./show.js";
+
+const EXAMPLE = {
+  // of the tasks that the model in this package was trained on; it knows no others
+  instruction: "Everything costs nine coins. You are Nora.",
+  probes: "Tom wants a cake\nA boat for Ada please\nMax asks for two hats",
+  input: "Tom wants a cake",
+};
+
+const PARTS = [
+  ...["divergence", "top1", "prefix", "carried", "likelihood"],
+  ...["numbers", "names", "negations"],
+];
 
 const $ = (id) => document.getElementById(id);
 const sides = { gist: new Side("gist"), full: new Side("full") };
+const gists = new Table(attempt, say);
 let model = "";
 let chosen = null; // the gist in use: {id, instruction}
 let running = null;
 
-/** Do something that may fail, with its button off meanwhile; a failure becomes a notice. */
+/** Do something that may fail; what asked for it is off meanwhile, but keeps the focus. */
 async function attempt(work, button) {
-  $("notice").hidden = true;
-  if (button) button.disabled = true;
+  if (button?.getAttribute("aria-disabled") === "true") return;
+  $("notice").textContent = "";
+  button?.setAttribute("aria-disabled", "true");
   try {
     await work();
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    if (error.status === 401) $("login").hidden = false;
     $("notice").textContent = error.message;
-    $("notice").hidden = false;
+    if (error.status !== 401) return;
+    $("login").hidden = false;
+    if (!hasKey()) $("notice").textContent = "This server wants an API key.";
+    $("key").focus();
   } finally {
-    if (button) button.disabled = false;
+    button?.removeAttribute("aria-disabled");
   }
+}
+
+function say(text) {
+  $("said").textContent = text;
 }
 
 async function start() {
@@ -31,26 +52,54 @@ async function start() {
   model = found.id;
   $("model").textContent = model;
   $("k").replaceChildren(...found.gist_tokens.map((k) => new Option(k, k)));
-  await list();
+  if (model === "embedded") {
+    for (const [name, text] of Object.entries(EXAMPLE)) $(name).value ||= text;
+  }
+  await gists.list();
 }
 
 async function compress() {
   const instruction = $("instruction").value;
+  $("gist").textContent = "Compressing…";
+  $("fidelity").replaceChildren();
   const begun = performance.now();
-  const gist = await call("POST", "v1/gists", { instruction, k: Number($("k").value) });
-  choose(gist, instruction, seconds((performance.now() - begun) / 1000));
-  await list();
+  let gist;
+  try {
+    gist = await call("POST", "v1/gists", { instruction, k: Number($("k").value) });
+  } catch (error) {
+    $("gist").replaceChildren();
+    throw error;
+  }
+  const time = seconds((performance.now() - begun) / 1000);
+  choose(gist, instruction, gists.has(gist.id) ? `kept since earlier, found in ${time}` : `in ${time}`);
+  if (!gist.fidelity && $("probes").value.trim()) await check();
+  else await gists.list();
 }
 
 function choose(gist, instruction, time) {
   chosen = { id: gist.id, instruction };
   for (const side of Object.values(sides)) side.clear();
-  const summary = document.createElement("p");
-  summary.textContent =
-    `${gist.instruction_tokens} tokens became ${gist.k}: ${bytes(gist.bytes)}, in ${time}.`;
-  $("gist").replaceChildren(summary);
+  $("gist").textContent = `${gist.instruction_tokens} tokens became ${gist.k}: ${bytes(gist.bytes)}, ${time}.`;
+  const start = instruction.trim().slice(0, 80);
+  $("using").textContent = `Instruction: “${start}${start.length < instruction.trim().length ? "…" : ""}”`;
   $("check").hidden = false;
   showFidelity(gist.fidelity);
+}
+
+async function check() {
+  const { id, instruction } = chosen;
+  const probes = $("probes").value.split("\n").filter((line) => line.trim());
+  $("fidelity").textContent = "Measuring fidelity…";
+  let found = null;
+  try {
+    found = await call("POST", `v1/gists/${id}/check`, {
+      instruction,
+      ...(probes.length ? { probes } : {}),
+    });
+  } finally {
+    if (chosen.id === id) showFidelity(found);
+  }
+  await gists.list();
 }
 
 function showFidelity(fidelity) {
@@ -61,27 +110,17 @@ function showFidelity(fidelity) {
   bar.max = 1;
   bar.value = fidelity.score;
   bar.setAttribute("aria-hidden", "true"); // the number says the same
-  line.append(`Fidelity ${score(fidelity.score)} of 1 `, bar);
+  const inputs = fidelity.drawn ? "inputs the model made up" : "the inputs given";
+  line.append(`Fidelity ${score(fidelity.score)} of 1, on ${inputs}: `, bar);
   const parts = document.createElement("dl");
   parts.className = "facts";
-  facts(parts, Object.fromEntries(
-    Object.entries(fidelity.parts).map(([name, value]) => [name, score(value)]),
-  ));
+  facts(parts, Object.fromEntries(PARTS.map((name) => [name, score(fidelity.parts[name])])));
   $("fidelity").append(line, parts);
-}
-
-async function check() {
-  const probes = $("probes").value.split("\n").filter((line) => line.trim());
-  showFidelity(await call("POST", `v1/gists/${chosen.id}/check`, {
-    instruction: chosen.instruction,
-    ...(probes.length ? { probes } : {}),
-  }));
-  await list();
 }
 
 async function ask() {
   const input = $("input").value;
-  if (!chosen) throw new ApiError("compress an instruction first", 0);
+  if (!chosen) throw new ApiError("Compress an instruction first.", 0);
   running = new AbortController();
   $("halt").disabled = false;
   const settings = {
@@ -91,10 +130,9 @@ async function ask() {
     signal: running.signal,
   };
   try {
-    await Promise.all([
-      sides.gist.ask(input, { gist: chosen.id }, settings),
-      sides.full.ask(input, { gist: "off" }, settings),
-    ]);
+    const first = sides.gist.ask(input, { gist: chosen.id }, settings);
+    if ($("turns").checked) await first;
+    await Promise.all([first, sides.full.ask(input, { gist: "off" }, settings)]);
     $("input").value = "";
     $("input").focus();
   } finally {
@@ -103,72 +141,25 @@ async function ask() {
   }
 }
 
-async function list() {
-  const gists = (await call("GET", "v1/gists")).data;
-  $("none").hidden = gists.length > 0;
-  $("gists").replaceChildren(...gists.map(row));
-}
-
-function row(gist) {
-  const line = document.createElement("tr");
-  const name = document.createElement("th");
-  name.scope = "row";
-  const code = document.createElement("code");
-  code.textContent = gist.id.slice(0, 12);
-  code.title = gist.id;
-  name.append(code);
-  line.append(name);
-  for (const value of [gist.instruction_tokens, gist.k, bytes(gist.bytes), score(gist.fidelity?.score)]) {
-    const cell = document.createElement("td");
-    cell.className = "number";
-    cell.textContent = value;
-    line.append(cell);
-  }
-  const cell = document.createElement("td");
-  const actions = document.createElement("div");
-  const path = `v1/gists/${gist.id}`;
-  const short = gist.id.slice(0, 12);
-  actions.className = "row";
-  const act = (text, work) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = text;
-    button.setAttribute("aria-label", `${text} ${short}`);
-    button.addEventListener("click", () => attempt(work, button));
-    actions.append(button);
-  };
-  act(gist.pinned ? "Unpin" : "Pin", async () => {
-    await call("PATCH", path, { pinned: !gist.pinned });
-    await list();
-    document.querySelector(`[aria-label="${gist.pinned ? "Pin" : "Unpin"} ${short}"]`)?.focus();
-  });
-  act("Download", () => download(`${path}/file`, `${short}.safetensors`));
-  act("Delete", async () => {
-    if (!confirm(`Delete the gist ${short}? The server compresses its instruction again when asked.`)) return;
-    await call("DELETE", path);
-    await list();
-    $("instruction").focus();
-  });
-  cell.append(actions);
-  line.append(cell);
-  return line;
-}
-
 function on(form, work) {
   $(form).addEventListener("submit", (event) => {
     event.preventDefault();
-    attempt(work, event.submitter);
+    attempt(work, $(form).querySelector("button:not([type])"));
+  });
+  $(form).addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $(form).requestSubmit();
   });
 }
 
 on("compress", compress);
-on("check", check);
 on("ask", ask);
 on("login", async () => {
-  setKey($("key").value);
-  $("login").hidden = true;
+  setKey($("key").value.trim());
   await start();
+  $("login").hidden = true;
+  $("instruction").focus();
 });
+$("check").addEventListener("click", () => attempt(check, $("check")));
 $("halt").addEventListener("click", () => running?.abort());
 $("clear").addEventListener("click", () => Object.values(sides).forEach((side) => side.clear()));
 attempt(start);

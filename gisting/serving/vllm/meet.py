@@ -38,7 +38,7 @@ async def meet(urls: Sequence[str], key: str | None, *, patience: float = PATIEN
         await client.aclose()
     if not found:
         pairs = zip(urls, told, strict=True)
-        reasons = "; ".join(f"{url}: {why or 'no answer in time'}" for url, why in pairs)
+        reasons = "; ".join(f"{url}: {str(why) or 'no answer in time'}" for url, why in pairs)
         raise UnavailableError(f"no vLLM server can be used: {reasons}")
     if len(found) > 1:
         raise OptionError("the endpoints run different weights; one gateway serves one model")

@@ -1,0 +1,134 @@
+"""`gisting serve` with vLLM: what is printed, and mistakes in one line."""
+
+import asyncio
+import json
+import shlex
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from console import Run
+
+from gisting.errors import OptionError, UnavailableError
+from gisting.integrations.asked import Served
+from gisting.model import GistModel
+from gisting.serving.vllm import meet as meeting
+from gisting.serving.vllm.endpoint import Facts
+from gisting.serving.vllm.hollow import hollow
+from gisting.serving.vllm.meet import meet
+from gisting.serving.vllm.wire import BrokenError, EndpointError
+from gisting.store import GistKey
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--vllm-args", "--x"], "for --engine vllm; give that too"),
+        (["--print-command"], "for --engine vllm; give that too"),
+        (["--compressor", "transformers"], "for --engine vllm; give that too"),
+        (["--endpoint", "http://a:1", "--vllm-args", "--x"], "leave out --endpoint"),
+        (["--endpoint", "http://a:1", "--print-command"], "leave out --endpoint"),
+        (["--engine", "vllm", "--kv-limit", "9"], "--kv-limit is for the embedded engine"),
+        (["--engine", "vllm", "--print-command", "--vllm-args", "'"], "--vllm-args cannot be read"),
+        (["--engine", "llama.cpp"], "is not one of 'embedded', 'vllm'"),
+        (["--endpoint", "a:1"], "must be like http://HOST:PORT"),
+        (["--endpoint", "http://a:1/v2"], "must be like http://HOST:PORT"),
+        (["--endpoint", "http://me:secret@a:1"], "must be like http://HOST:PORT"),
+        (["--endpoint", "http://a:99999"], "must be like http://HOST:PORT"),
+    ],
+)
+def test_options_that_mean_nothing(
+    arguments: list[str], message: str, run: Run, decoder: Path, tmp_path: Path
+) -> None:
+    place = ["--store", str(tmp_path / "store"), "--port", "0"]
+    assert message in run("serve", decoder, *place, *arguments).error
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_without_vllm_the_extra_is_named(run: Run, decoder: Path, tmp_path: Path) -> None:
+    place = ["--store", str(tmp_path / "store"), "--port", "0"]
+    error = run("serve", decoder, *place, "--engine", "vllm").error
+    assert error == "vllm is not installed: pip install 'gisting[vllm]'"
+
+
+def test_models_that_vllm_cannot_serve(run: Run, encoder_decoder: Path, tmp_path: Path) -> None:
+    ask = ["--engine", "vllm", "--print-command", "--store", str(tmp_path / "store")]
+    assert "not of encoder-decoders" in run("serve", encoder_decoder, *ask).error
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
+    assert "is a LoRA adapter, and vLLM needs a whole model" in run("serve", adapter, *ask).error
+
+
+def test_the_command_for_a_server_elsewhere(run: Run, decoder: Path, tmp_path: Path) -> None:
+    ended = run(
+        *("serve", decoder, "--engine", "vllm", "--print-command", "--name", "mine"),
+        *("--host", "0.0.0.0", "--port", "8001", "--store", tmp_path / "my store"),
+        *("--precision", "bf16", "--vllm-args", "--tensor-parallel-size 2"),
+    )
+    assert ended.status == 0
+    python, minus_m, module, *options = shlex.split(ended.out)
+    assert (python, minus_m, module) == ("python", "-m", "vllm.entrypoints.openai.api_server")
+    model = GistModel.from_pretrained(decoder, dtype="bf16")
+    told = " ".join(options)
+    assert f"--served-model-name mine gisting-{model.fingerprint} " in told
+    assert "--host 0.0.0.0 --port 8001 --dtype bfloat16" in told
+    assert told.endswith("--tensor-parallel-size 2")
+    config = json.loads(options[options.index("--kv-transfer-config") + 1])
+    served = Served.of(config["kv_connector_extra_config"])
+    assert served.models[""] == model.fingerprint
+    assert served.store == str(tmp_path / "my store")
+
+
+def test_a_model_without_weights_makes_the_same_prompts(decoder: Path, tmp_path: Path) -> None:
+    model = GistModel.from_pretrained(decoder)
+    light = tmp_path / "light"
+    shutil.copytree(decoder, light, ignore=shutil.ignore_patterns("*.safetensors"))
+    found = hollow(str(light), model.fingerprint)
+    for k in (2, 4):
+        assert GistKey.of(found, "Be brief.", k) == GistKey.of(model, "Be brief.", k)
+    assert found.encoder.input("abc") == model.encoder.input("abc")
+    assert found.config == model.config
+    assert found.adapter.max_positions == model.adapter.max_positions
+    with pytest.raises(OptionError, match="trained for 2, 4"):
+        found.check_k(3)
+
+
+Told = dict[str, Facts | Exception]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+    """What endpoints say of themselves, by their URL."""
+    answers: Told = {}
+
+    class Endpoint:
+        def __init__(self, url: str, client: object) -> None:
+            self._url = url
+
+        async def facts(self) -> Facts:
+            answer = answers[self._url]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    monkeypatch.setattr(meeting, "Endpoint", Endpoint)
+    return answers
+
+
+def test_the_weights_are_what_endpoints_say(told: Told) -> None:
+    told |= {"one": BrokenError("gone"), "two": Facts("a" * 64, 9), "three": Facts("a" * 64, 9)}
+    assert asyncio.run(meet(list(told), None)) == "a" * 64
+    told["three"] = Facts("b" * 64, 9)
+    with pytest.raises(OptionError, match="different weights"):
+        asyncio.run(meet(list(told), None))
+
+
+def test_endpoints_that_cannot_be_used(told: Told) -> None:
+    told |= {"one": EndpointError("status 401"), "two": Facts(None, 9)}
+    with pytest.raises(UnavailableError, match=r"one: status 401; two: .*--print-command"):
+        asyncio.run(meet(list(told), None))
+    told |= {"one": BrokenError("refused"), "two": TimeoutError()}
+    with pytest.raises(UnavailableError, match="one: refused; two: no answer in time"):
+        asyncio.run(meet(list(told), None, patience=0))

@@ -2,13 +2,17 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
+from http_running import running
 
 from gisting import GistModel
 from gisting.serving.app import make_app
+from gisting.serving.embedded import Embedded
 from gisting.serving.limits import Settings
+from gisting.store import GistStore
 
 K, P = 4, 1000
 
@@ -74,3 +78,22 @@ def test_limits_are_those_of_the_code(text: str) -> None:
     assert limits["time, waiting included, `--timeout`"] == f"{settings.timeout:.0f} s"
     assert limits["body, `--max-body`"] == f"{settings.max_body // 2**20} MiB"
     assert f"`--drain-seconds` ({settings.drain_seconds:.0f})" in text
+
+
+def test_the_example_answers_as_it_says(text: str, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    model = GistModel.from_pretrained("embedded")
+    with (
+        GistStore(tmp_path / "store") as store,
+        running(Embedded(model, store, name="embedded")) as server,
+    ):
+        code = code.replace("http://127.0.0.1:8000", server.url)
+        names: dict[str, Any] = {}
+        exec(code, names)
+        names["client"].close()
+    answer = names["answer"]
+    assert f"# {answer.choices[0].message.content!r}" in code
+    assert f"# {answer.usage.prompt_tokens_details.cached_tokens}: came with the gist" in code
+    assert answer.usage.replaced_tokens == answer.gist["instruction_tokens"] > 4
+    assert answer.gist["status"] == "used"
+    assert answer.gist["k"] == 4

@@ -188,7 +188,10 @@ class Log(TrainerCallback):
             self.loss = float(logs["loss"])
             self.history.append({"step": state.global_step, "loss": self.loss})
         score = logs.get("eval_unseen_exact_match")
-        if score is not None:
+        told = any(
+            row["step"] == state.global_step and "exact_match" in row for row in self.history
+        )
+        if score is not None and not told:  # the run ends with one more evaluation
             self.history.append({"step": state.global_step, "exact_match": float(score)})
             self.console.print(
                 f"  step {state.global_step:4} of {state.max_steps}   loss {self.loss:5.2f}   "

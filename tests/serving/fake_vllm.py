@@ -44,7 +44,7 @@ class FakeVllm:
         cancelled: answers that a client did not wait for.
     """
 
-    def __init__(self, model: GistModel, store: Path, *, key: str = "") -> None:
+    def __init__(self, model: GistModel, store: Path | str, *, key: str = "") -> None:
         self.model, self.key = model, key
         self.fault, self.pause = "", 0.0
         self.asked: list[dict[str, Any]] = []
@@ -65,7 +65,7 @@ class FakeVllm:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def use_store(self, store: Path) -> None:
+    def use_store(self, store: Path | str) -> None:
         config = connector_config(self.model, store)
         self._served = Served.of(config["kv_connector_extra_config"])
         self._store = GistStore(store)

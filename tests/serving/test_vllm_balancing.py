@@ -3,17 +3,19 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from engine_running import texts
 from fake_vllm import FakeVllm
-from vllm_running import ask, serving
+from vllm_running import ask, engine_on, saved, serving
 
 from gisting.errors import BusyError, UnavailableError
 from gisting.model import GistModel
 from gisting.serving.engine import Prompt, Sampling
 from gisting.serving.vllm.engine import Vllm
+from gisting.store import GistStore
 
 Fakes = list[FakeVllm]
 WHOLE = {number for number in range(80) if number % 4 < 2}
@@ -292,3 +294,34 @@ def test_stopping_ends_what_runs_and_what_waits(tmp_path: Path) -> None:
             await ask(engine, "abc", Sampling(3), instruction="Be quick.")
 
     serving(tmp_path, 1, work, max_rows=1)
+
+
+def test_machines_that_share_a_remote_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with a cache of its own, so that a gist is really fetched from the remote place."""
+    model, place = saved(tmp_path), f"file://{tmp_path}/bucket"
+    with ExitStack() as stack:
+        fakes = []
+        for machine in ("one", "two"):
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+            fakes.append(FakeVllm(model, place))
+            stack.callback(fakes[-1].close)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "gateway"))
+        store = stack.enter_context(GistStore(place))
+        engine = engine_on(tmp_path, model, store, fakes)
+
+        async def run() -> None:
+            await engine.start()
+            try:
+                wanted = model.generate("abc", model.compress("Be brief."), max_new_tokens=9)
+                for fake in fakes:
+                    fake.pause = 0.02
+                many = [ask(engine, "abc", Sampling(9), instruction="Be brief.") for _ in range(24)]
+                assert all(texts(one) == wanted for one in await asyncio.gather(*many))
+                assert min(map(answered, fakes)) > 0
+                assert sum(compressed(fake) for fake in fakes) == 2 + 1  # greetings, and one
+            finally:
+                await engine.stop()
+
+        asyncio.run(run())

@@ -43,6 +43,8 @@ class Remote:
             raise OptionError(f"{url} is no place for a store: {error}") from error
         self.url = url.rstrip("/")
         self._root = root.rstrip("/")
+        # in a bucket there are no folders, and `makedirs` would make a bucket that is misspelt
+        self._has_folders = root.startswith("/")
 
     def read(self, id: str) -> bytes | None:
         """A gist's bytes; None: there is no such object (raises RemoteError)."""
@@ -77,7 +79,7 @@ class Remote:
     def write(self, id: str, data: bytes) -> None:
         """Keep an object; it is there, whole, when this returns (raises RemoteError)."""
         try:
-            self._fs.makedirs(f"{self._root}/gists", exist_ok=True)
+            self._make(self._folder)
             self._fs.pipe_file(self._path(id), data)
         except Exception as error:
             raise self._error(error) from error
@@ -98,7 +100,7 @@ class Remote:
         """Move a damaged object to quarantine (raises RemoteError)."""
         target = f"{self._root}/quarantine/{id}.{time.time_ns()}{SUFFIX}"
         try:
-            self._fs.makedirs(f"{self._root}/quarantine", exist_ok=True)
+            self._make(f"{self._root}/quarantine")
             self._fs.mv(self._path(id), target)
         except Exception as error:
             raise self._error(error) from error
@@ -120,6 +122,10 @@ class Remote:
     def check(self, id: str, data: bytes) -> Found:
         """An object's bytes, all of them checked (raises GistFileError)."""
         return check(id, data, f"{self.url}/gists/{id}{SUFFIX}", None)
+
+    def _make(self, folder: str) -> None:
+        if self._has_folders:
+            self._fs.makedirs(folder, exist_ok=True)
 
     @property
     def _folder(self) -> str:

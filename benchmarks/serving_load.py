@@ -326,7 +326,11 @@ def transformers_serve(
     found = {}
     for side, more in (
         ("transformers serve", []),
-        ("transformers serve, continuous batching", ["--continuous-batching"]),
+        # by itself it takes 0.6 of the machine's memory for keys and values
+        (
+            "transformers serve, continuous batching",
+            ["--continuous-batching", "--cb-num-blocks", "256", "--cb-max-batch-tokens", "2048"],
+        ),
     ):
         port = free_port()
         command = [str(BIN / "transformers"), "serve", str(place), "--port", str(port)]

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from gisting.errors import NotAGistModelError, OptionError, PromptError, SaveError
+from gisting.errors import NotAGistModelError, OptionError, PromptError
 from gisting.files import write_folder, write_text
 from gisting.gist import Gist, Prefix
 from gisting.models import loading
@@ -29,13 +29,16 @@ from gisting.models.config import GistConfig
 from gisting.models.decoding import decoding_options
 from gisting.models.families import adapter_for
 from gisting.models.fingerprint import fingerprint, version
+from gisting.models.hub import upload
 from gisting.models.inputs import (
     Text,
     as_list,
     check_device,
     check_gist,
     check_numbers,
+    counts_of,
     cut_at,
+    evaluating,
     move,
     pad_left,
     provenance_of,
@@ -139,14 +142,7 @@ class GistModel:
             template: "decoder", "encoder-decoder" or "chat"; default: the family's published one.
         Raises: as `from_pretrained`.
         """
-        ks: tuple[Any, ...] = (num_gist_tokens,)
-        if isinstance(num_gist_tokens, Sequence) and not isinstance(num_gist_tokens, str):
-            ks = tuple(num_gist_tokens)
-        if not ks:
-            raise OptionError(f"num_gist_tokens must be at least 1, not {num_gist_tokens}")
-        for k in ks:
-            check_numbers(num_gist_tokens=k)
-        place = check_device(device)
+        ks, place = counts_of(num_gist_tokens), check_device(device)
         if isinstance(path_or_model, PreTrainedModel):
             if not isinstance(tokenizer, PreTrainedTokenizerBase):
                 raise OptionError("a loaded model needs its tokenizer: from_base(model, tokenizer)")
@@ -207,8 +203,10 @@ class GistModel:
         k = self.check_k(num_gist_tokens, allow_untrained=allow_untrained)
         texts = as_list(instructions, "instruction")
         ids, padding, lengths = self._instructions(texts, k)
+        with evaluating(self.hf_model):
+            tensors = self.adapter.compress(ids, padding, k)
         return Gist(
-            tensors=self.adapter.compress(ids, padding, k),
+            tensors=tensors,
             lengths=(k,) * len(texts),
             provenance=provenance_of(texts, [n - k for n in lengths]),
             model=self.fingerprint,
@@ -223,8 +221,10 @@ class GistModel:
         k = self.check_k(num_gist_tokens)
         texts = as_list(instructions, "instruction")
         ids, padding, lengths = self._instructions(texts, k)
+        with evaluating(self.hf_model):
+            tensors = self.adapter.cache_prompt(ids, padding)
         return Prefix(
-            tensors=self.adapter.cache_prompt(ids, padding),
+            tensors=tensors,
             lengths=tuple(lengths),
             provenance=provenance_of(texts, [n - k for n in lengths]),
             model=self.fingerprint,
@@ -290,7 +290,7 @@ class GistModel:
         if streamer is not None and len(texts) > 1:
             raise OptionError(f"a stream is one answer, not {len(texts)}; give one input")
         ids, padding = self._prompts(texts, gist, instructions, num_gist_tokens)
-        with seeded(seed, self.device):
+        with evaluating(self.hf_model), seeded(seed, self.device):
             new = self.adapter.generate(
                 ids,
                 padding,
@@ -337,22 +337,7 @@ class GistModel:
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> None:
         """Upload what `save_pretrained` writes to the Hugging Face hub (raises SaveError)."""
-        import tempfile
-
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            try:
-                api.create_repo(repo_id, private=private, exist_ok=True)
-                api.upload_folder(repo_id=repo_id, folder_path=folder)
-            except Exception as error:  # its HTTP library's, of which it has changed several times
-                reason = " ".join(str(error).split())[:200]
-                raise SaveError(
-                    f"could not upload to {repo_id!r}: {reason}; see whether the name is right, "
-                    "the network is there and you are logged in (hf auth login)"
-                ) from error
+        upload(repo_id, self.save_pretrained, private=private)
 
     def check_k(self, k: int | None, *, allow_untrained: bool = False) -> int:
         """k, or the default (raises OptionError where it was not trained and is not allowed)."""
@@ -400,8 +385,7 @@ class GistModel:
     ) -> tuple[Tensor, Tensor]:
         if instructions is None:
             if gist is not None:
-                check_gist(gist)
-                gist.check(self.fingerprint, self.config.template, len(texts))
+                check_gist(gist).check(self.fingerprint, self.config.template, len(texts))
             return self.pad([self.encoder.input(text) for text in texts])
         if gist is not None:
             raise OptionError("give a gist or instructions, not both")

@@ -331,6 +331,29 @@ def test_a_checkpoints_own_defaults_do_not_leak_in(model: GistModel) -> None:
     assert brief(tuned, INPUTS, gists, num_beams=2) == brief(model, INPUTS, gists, num_beams=2)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_model_in_training_answers_as_one_that_is_not(
+    model: GistModel, checkpointing: bool
+) -> None:
+    gists = model.compress(INSTRUCTIONS)
+    busy = tiny_gist_model(model.hf_model.config.model_type)
+    for module in busy.hf_model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    if checkpointing:
+        busy.hf_model.activation_checkpointing_enable()
+    busy.hf_model.train()
+    frozen = next(busy.hf_model.children()).eval()
+    ours = busy.compress(INSTRUCTIONS)
+    for name, tensor in gists.tensors.items():
+        assert torch.equal(ours.tensors[name], tensor)
+    assert brief(busy, INPUTS, ours) == brief(model, INPUTS, gists)
+    assert brief(busy, INPUTS, instructions=INSTRUCTIONS) == brief(
+        model, INPUTS, instructions=INSTRUCTIONS
+    )
+    assert busy.hf_model.training and not any(one.training for one in frozen.modules())
+
+
 # where an answer ends
 
 

@@ -13,7 +13,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gisting.errors import OptionError, PromptError
@@ -46,6 +46,17 @@ def check_numbers(*, least: int = 1, **numbers: int) -> None:
             raise OptionError(f"{name} must be at least {least}, not {number}")
 
 
+def counts_of(numbers: int | Sequence[int]) -> tuple[int, ...]:
+    """One number of gist tokens or several (raises OptionError for none, or one below 1)."""
+    several = isinstance(numbers, Sequence) and not isinstance(numbers, str)
+    counts: Any = tuple(numbers) if several else (numbers,)  # type: ignore[arg-type]
+    if not counts:
+        raise OptionError(f"num_gist_tokens must be at least 1, not {numbers}")
+    for count in counts:
+        check_numbers(num_gist_tokens=count)
+    return tuple(int(count) for count in counts)
+
+
 def check_real(**numbers: float) -> None:
     """Raise OptionError, by its name, for what is no finite number."""
     for name, number in numbers.items():
@@ -53,12 +64,13 @@ def check_real(**numbers: float) -> None:
             raise OptionError(f"{name} must be a number, not {number!r:.60}")
 
 
-def check_gist(gist: object) -> None:
-    """Raise OptionError where something else, an instruction or a path, stands for a gist."""
+def check_gist(gist: object) -> Prefix:
+    """The gist (raises OptionError where an instruction or a path stands for one)."""
     if not isinstance(gist, Prefix):
         raise OptionError(
             f"{gist!r:.60} is no gist; compress the instruction, or read a file with Gist.load"
         )
+    return gist
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -75,6 +87,22 @@ def move(model: Any, device: torch.device) -> PreTrainedModel:
     """The model on `device`, in evaluation mode."""
     moved: PreTrainedModel = model.to(device).eval()
     return moved
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside a `with`, for models that are being trained.
+
+    Otherwise dropout would leave a gist to chance, and gradient checkpointing would drop its cache.
+    """
+    training = [one for one in model.modules() if one.training] if model.training else []
+    for one in training:
+        one.training = False
+    try:
+        yield
+    finally:
+        for one in training:
+            one.training = True
 
 
 def pad_left(

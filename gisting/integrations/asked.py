@@ -15,6 +15,7 @@ from typing import Any
 from gisting.errors import GistFileError, GistMismatchError, OptionError, PromptError
 from gisting.store import GistKey, GistStore
 from gisting.store.entry import ID
+from gisting.store.store import MEMORY
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +47,25 @@ class Served:
         models: fingerprint of the weights by the name of the LoRA adapter in use; "": none.
         gist_id: id of the `<GIST>` token.
         store: where the gists are.
+        max_memory_bytes: of gists that each process keeps at hand.
     """
 
     models: Mapping[str, str]
     gist_id: int
     store: str
+    max_memory_bytes: int = MEMORY
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Served":
         """Read the connector's `kv_connector_extra_config` (raises OptionError)."""
+        room = given.get("max_memory_bytes", MEMORY)
         match given:
-            case {"models": {"": str()} as models, "gist_id": int(gist_id), "store": str(store)}:
-                return cls(models, gist_id, store)
+            case {
+                "models": {"": str()} as models,
+                "gist_id": int(gist_id),
+                "store": str(store),
+            } if isinstance(room, int):
+                return cls(models, gist_id, store, room)
         raise OptionError(
             "kv_connector_extra_config lacks `models`, `gist_id` or `store`; make it with "
             "gisting.integrations.start.connector_config"
@@ -89,7 +97,7 @@ def read(
         raise GistMismatchError(f"nothing is known of the adapter {adapter!r}; see `models`")
     if "gist" in params:
         return _load(params["gist"], prompt, model, served.gist_id, store)
-    return _save(params, prompt, model, served.gist_id)
+    return _save(params, prompt, model, adapter, served.gist_id)
 
 
 def _load(id: object, prompt: Sequence[int], model: str, gist_id: int, store: GistStore) -> Load:
@@ -108,13 +116,17 @@ def _load(id: object, prompt: Sequence[int], model: str, gist_id: int, store: Gi
     return Load(id, k)
 
 
-def _save(params: Mapping[str, Any], prompt: Sequence[int], model: str, gist_id: int) -> Save:
+def _save(
+    params: Mapping[str, Any], prompt: Sequence[int], model: str, adapter: str, gist_id: int
+) -> Save:
     try:
         key = GistKey.from_json(params["compress"])
     except ValueError as error:
         raise OptionError("kv_transfer_params.compress is no gist's key") from error
     if key.model != model:
         raise GistMismatchError("the key is another model's or adapter's")
+    if adapter:  # training gives <GIST> a row of its own, which vLLM takes from no adapter
+        raise OptionError("vLLM does not compress with an adapter; let gisting compress instead")
     if list(prompt) != [*key.tokens, *[gist_id] * key.num_tokens]:
         raise PromptError("the prompt must be the key's tokens and its k gist tokens")
     digest = params.get("instruction_sha256")

@@ -5,12 +5,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from gisting.model import GistModel
+from gisting.store.store import MEMORY
 
 MODULE = "gisting.integrations.vllm"
 
 
 def connector_config(
-    model: GistModel, store: str | os.PathLike[str], *, adapters: Mapping[str, str] | None = None
+    model: GistModel,
+    store: str | os.PathLike[str],
+    *,
+    adapters: Mapping[str, str] | None = None,
+    max_memory_bytes: int = MEMORY,
 ) -> dict[str, Any]:
     """What `KVTransferConfig(**...)`, or `--kv-transfer-config` as JSON, needs to be.
 
@@ -18,6 +23,7 @@ def connector_config(
         model: as vLLM is going to run it; its weights are looked at, not kept.
         store: place of the gists; vLLM's processes must reach it.
         adapters: fingerprint of the model with each LoRA adapter, by the name of the adapter.
+        max_memory_bytes: of gists that each process keeps at hand; the others are read again.
     """
     return {
         "kv_connector": "GistConnector",
@@ -27,5 +33,6 @@ def connector_config(
             "models": {"": model.fingerprint, **(adapters or {})},
             "gist_id": model.gist_id,
             "store": os.fspath(store),
+            "max_memory_bytes": max_memory_bytes,
         },
     }

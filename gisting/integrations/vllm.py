@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.distributed import get_tensor_model_parallel_rank, get_tp_group
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -69,7 +69,7 @@ class GistConnector(KVConnectorBase_V1):  # type: ignore[misc]
         super().__init__(vllm_config, role, kv_cache_config)
         refuse(vllm_config, kv_cache_config)
         self._served = Served.of(self._kv_transfer_config.kv_connector_extra_config)
-        self._store = GistStore(self._served.store)
+        self._store = GistStore(self._served.store, max_memory_bytes=self._served.max_memory_bytes)
         self._block = vllm_config.cache_config.block_size
         self._salt = secrets.token_hex(8)  # nobody guesses another gist's part of the cache
         self._asked: dict[str, Load | Save | Refused] = {}
@@ -205,7 +205,9 @@ class GistConnector(KVConnectorBase_V1):  # type: ignore[misc]
         """Keep the gists of the instructions that this pass has read to their end."""
         for asked, slots in self._get_connector_metadata().saves:
             try:
-                self._store.put(asked.key, self._made(asked, slots))
+                made = self._made(asked, slots)  # by all ranks together
+                if get_tensor_model_parallel_rank() == 0:
+                    self._store.put(asked.key, made)
             except GistingError as error:
                 log.warning("gist %s cannot be kept: %s", asked.key.id, error)
 
@@ -244,11 +246,15 @@ class GistConnector(KVConnectorBase_V1):  # type: ignore[misc]
         mine = heads[first : first + layer.num_kv_heads].transpose(0, 1)
         return mine.to(layer.kv_cache.device, layer.kv_cache.dtype).contiguous()
 
+    def _of_all_ranks(self, mine: Tensor) -> Tensor:
+        """[k, heads of this rank, D] of every rank as [k, H, D]."""
+        every: Tensor = get_tp_group().all_gather(mine.contiguous(), dim=1)
+        copies = every.shape[1] // self._vllm_config.model_config.get_total_num_kv_heads()
+        return every[:, ::copies]
+
     def _made(self, asked: Save, slots: list[int]) -> Gist:
         """The gist in these slots, at positions 0 .. k-1."""
         key = asked.key
-        if self._vllm_config.parallel_config.tensor_parallel_size > 1:
-            raise GistMismatchError("compressing under tensor parallelism is not supported")
         turn = frequencies(self._vllm_config.model_config.hf_text_config)
         targets = torch.arange(len(slots))
         tensors = {}
@@ -257,7 +263,8 @@ class GistConnector(KVConnectorBase_V1):  # type: ignore[misc]
             keys, values = self._how(layer).read(layer.kv_cache, where)
             keys = moved(keys, targets + len(key.tokens), targets, turn.to(keys.device))
             for name, tensor in (("keys", keys), ("values", values)):
-                tensors[f"layers.{number}.{name}"] = tensor.transpose(0, 1)[None].contiguous()
+                whole = self._of_all_ranks(tensor).transpose(0, 1)
+                tensors[f"layers.{number}.{name}"] = whole[None].contiguous()
         row = Provenance(asked.instruction_sha256, instruction_tokens=len(key.tokens))
         return Gist(tensors, (len(slots),), (row,), key.model, key.template)
 

@@ -50,10 +50,13 @@ class Served:
         outputs = self.finish(requests)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
-    def finish(self, requests: Sequence[Request]) -> list[Any]:
-        """vLLM's outputs, in order."""
+    def finish(
+        self, requests: Sequence[Request], adapters: Sequence[Any] | None = None
+    ) -> list[Any]:
+        """vLLM's outputs, in order; with a LoRA for each request, or None."""
         prompts, sampling = zip(*requests, strict=True)
-        return list(self.llm.generate(list(prompts), list(sampling), use_tqdm=False))
+        more = {} if adapters is None else {"lora_request": list(adapters)}
+        return list(self.llm.generate(list(prompts), list(sampling), use_tqdm=False, **more))
 
     def compress(self, instruction: str, k: int) -> tuple[str, Gist]:
         """Id and gist, by transformers."""
@@ -107,13 +110,17 @@ def params(transfer: dict[str, Any] | None, **sampling: Any) -> Any:
 
 @contextmanager
 def serving(folder: Path, model: GistModel, **options: Any) -> Iterator[Served]:
-    """An engine over the model saved in `folder / "model"`, its gists in `folder / "store"`."""
+    """An engine over the model saved in `folder / "model"`, its gists in `folder / "store"`.
+
+    `connector` are options of `connector_config`, `transfer` of KVTransferConfig, the rest vLLM's.
+    """
     from vllm import LLM
     from vllm.config import KVTransferConfig
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     store = folder / "store"
-    transfer = KVTransferConfig(**connector_config(model, store), **options.pop("transfer", {}))
+    config = connector_config(model, store, **options.pop("connector", {}))
+    transfer = KVTransferConfig(**config, **options.pop("transfer", {}))
     llm = LLM(
         model=str(folder / "model"),
         dtype="float32",

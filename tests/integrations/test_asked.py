@@ -1,5 +1,6 @@
 """What a request asks of the connector, and what it must not."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -123,6 +124,23 @@ def test_nobody_writes_a_gist_under_another_instruction(
         read(params, [5, *key.tokens[1:], *[model.gist_id] * 2], "", served, store)
     with pytest.raises(GistMismatchError):
         read(params, [*key.tokens, *[model.gist_id] * 2], "polite", served, store)
+
+
+def test_an_adapter_compresses_elsewhere(
+    model: GistModel, store: GistStore, served: Served
+) -> None:
+    """vLLM takes no row of <GIST> from an adapter, so what it made would be another gist."""
+    key = replace(GistKey.of(model, "Sing it."), model=served.models["polite"])
+    params = {"compress": key.to_json(), "instruction_sha256": DIGEST}
+    with pytest.raises(OptionError, match="adapter"):
+        read(params, [*key.tokens, *[model.gist_id] * 2], "polite", served, store)
+
+
+def test_the_room_that_gists_may_take(model: GistModel, store: GistStore) -> None:
+    config = connector_config(model, store.place, max_memory_bytes=1000)
+    assert Served.of(config["kv_connector_extra_config"]).max_memory_bytes == 1000
+    with pytest.raises(OptionError):
+        Served.of(config["kv_connector_extra_config"] | {"max_memory_bytes": "all"})
 
 
 def test_a_config_that_lacks_something() -> None:

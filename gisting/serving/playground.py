@@ -10,7 +10,10 @@ from starlette.responses import FileResponse, Response
 from gisting.serving.failures import ApiError
 
 FOLDER = Path(__file__).parent / "page"
-POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
+POLICY = (
+    "default-src 'self'; img-src 'self' data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
 """Nothing from elsewhere, and in nobody's frame."""
 
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}

@@ -1,0 +1,17 @@
+"""What the process of test_killed_server.py does: serve on a free port, and say which."""
+
+from multiprocessing.connection import Connection
+
+from fake_engine import FakeEngine
+
+from gisting.serving.app import make_app
+from gisting.serving.run import Server, listen
+from gisting.store import GistStore
+from gisting.testing import tiny_gist_model
+
+
+def serve_until_killed(root: str, told: Connection) -> None:
+    with GistStore(root) as store, listen("127.0.0.1", 0) as found:
+        app = make_app(FakeEngine(tiny_gist_model(), store), store)
+        told.send(found.getsockname()[1])
+        Server(app).run(sockets=[found])

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gisting.cli import main
+
 BESIDE_PYTHON = Path(sys.executable).parent
 
 
@@ -55,6 +57,17 @@ def test_the_published_module_has_the_published_options() -> None:
 
 def test_no_command_shows_the_help() -> None:
     assert process().stdout == process("--help").stdout != ""
+
+
+def test_ctrl_c_before_anything_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "gisting.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "gisting.cli.app", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    assert main(["--help"]) == 130
 
 
 def test_a_reader_that_left_is_no_error() -> None:

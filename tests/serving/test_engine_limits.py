@@ -177,3 +177,27 @@ def test_the_event_loop_stays_free(tmp_path: Path) -> None:
         assert turns > engine.stats()["steps"] / 4  # it turned between steps, and during them
 
     serving(tmp_path, tiny_gist_model(), work)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_no_more_tokens_than_were_allowed(tmp_path: Path, family: str) -> None:
+    """Also where the model itself has no last position: a pass's mask grows by the square."""
+
+    async def work(engine: Embedded) -> None:
+        assert engine.max_length == 64
+        with pytest.raises(PromptError, match="more than the 64 allowed here; shorten the instr"):
+            await engine.compress("x" * 64)
+        with pytest.raises(PromptError, match="more than the 64 allowed here; shorten the prompt"):
+            engine.size(Prompt("", "x" * 64), None, Sampling(1))
+        assert engine.store.entries() == []
+
+    serving(tmp_path, tiny_gist_model(family), work, max_length=64)
+
+
+def test_an_engine_that_ended_says_so(tmp_path: Path) -> None:
+    async def work(engine: Embedded) -> None:
+        assert engine.works
+        await engine.stop()
+        assert not engine.works
+
+    serving(tmp_path, tiny_gist_model(), work)

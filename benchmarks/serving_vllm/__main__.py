@@ -21,7 +21,7 @@ def main() -> None:
     commands.add_parser("report", help="the newest result of each axis as one table and picture")
     exact = commands.add_parser("exact", help="exact match of a trained model through vLLM")
     exact.add_argument("model", help="a folder of `gisting train +experiment=tiny-vllm`")
-    exact.add_argument("--rows", type=int, default=200)
+    exact.add_argument("--rows", type=int, default=100, help="of each of three difficulties")
     options = parser.parse_args()
     if options.command == "measure":
         from benchmarks.serving_vllm.measure import run

@@ -16,7 +16,7 @@ from benchmarks.serving_vllm.engine import ask_all, engine
 from benchmarks.serving_vllm.measure import RESULTS
 from gisting.data import tasks
 from gisting.files import write_text
-from gisting.gist import instruction_hash
+from gisting.gist import Gist, instruction_hash
 from gisting.metrics import exact_match, exact_match_interval
 from gisting.model import GistModel
 from gisting.prompts import Example
@@ -30,7 +30,13 @@ NEW = 48
 def score(folder: str, *, rows: int) -> None:
     """Write the result of the model in `folder`."""
     model = GistModel.from_pretrained(folder)
-    examples = tasks.generate("reply", "validation_unseen", n=rows, seed=SEED, difficulty=0)
+    examples = [
+        example
+        for difficulty in tasks.DIFFICULTIES
+        for example in tasks.generate(
+            "reply", "validation_unseen", n=rows, seed=SEED, difficulty=difficulty
+        )
+    ]
     found = asyncio.run(_score(model, examples))
     config = model.hf_model.config
     result = {
@@ -90,10 +96,11 @@ async def _of_k(
     answered = await ask_all(engine, prompts, clients=16, output=NEW, whole=False)
     by_vllm = [one.text.strip() for one in answered]
     gists = [model.compress(one.instruction, num_gist_tokens=k) for one in examples]
-    by_us = [
-        model.generate(one.input, gist, max_new_tokens=NEW)[0].strip()
-        for one, gist in zip(examples, gists, strict=True)
-    ]
+    by_us = []
+    for first in range(0, len(examples), 50):
+        inputs = [one.input for one in examples[first : first + 50]]
+        stacked = Gist.stack(gists[first : first + 50])
+        by_us += [text.strip() for text in model.generate(inputs, stacked, max_new_tokens=NEW)]
     with GistStore(place) as store:
         kept = [store.get(keys[one.instruction]) for one in examples]
     furthest = max(
@@ -140,7 +147,7 @@ def to_markdown(result: dict[str, Any]) -> str:
     made = result["versions"]
     lines += [
         "",
-        f"Heads of {result['head_size']}; {result['config']['rows']} held-out instructions; vllm "
-        f"{made['vllm']}, torch {made['torch']}; {result['date']}.",
+        f"Heads of {result['head_size']}; {result['rows'][0]['answers']} held-out examples of "
+        f"three difficulties; vllm {made['vllm']}, torch {made['torch']}; {result['date']}.",
     ]
     return "\n".join(lines) + "\n"

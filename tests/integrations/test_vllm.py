@@ -88,16 +88,35 @@ def test_the_texts_are_those_of_generate(served: Served) -> None:
 
 
 def test_another_gist_or_none_answers_differently(served: Served) -> None:
-    """Negative controls: with the placeholders read as text the gist would hardly matter."""
+    """Negative controls, by probabilities too: one gist token of random weights moves little."""
     for k in KS:
         (one, first), (other, _) = (served.compress(name, k) for name in INSTRUCTIONS)
-        right = served.from_gist(one, k, INPUTS[1])
-        wrong = served.from_gist(other, k, INPUTS[1])
-        without = (right[0], params(None))
-        alone = ({"prompt_token_ids": right[0]["prompt_token_ids"][k:]}, params(None))
-        answers = served.answer([right, wrong, without, alone])
-        assert answers[0] == served.expected(right[0], first)
-        assert answers[0] not in answers[1:]
+        prompt, sampling = served.from_gist(one, k, INPUTS[1], logprobs=1)
+        alone = {"prompt_token_ids": prompt["prompt_token_ids"][k:]}
+        outputs = served.finish(
+            [
+                (prompt, sampling),
+                (prompt, params({"gist": other}, logprobs=1)),
+                (prompt, params(None, logprobs=1)),  # placeholders read as text
+                (alone, params(None, logprobs=1)),
+            ]
+        )
+        answers = [list(output.outputs[0].token_ids) for output in outputs]
+        found = [output.outputs[0].cumulative_logprob for output in outputs]
+        assert answers[0] == served.expected(prompt, first)
+        assert found[0] == pytest.approx(logprob(served, prompt, first, answers[0]), abs=1e-3)
+        assert min(abs(found[0] - other) for other in found[1:]) > 1e-2
+        assert k == 1 or answers[0] not in answers[1:]
+
+
+@torch.no_grad()
+def logprob(served: Served, prompt: dict[str, Any], gist: Gist, answer: list[int]) -> float:
+    """Of the whole answer, by transformers."""
+    model = served.model
+    ids = torch.tensor([[*prompt["prompt_token_ids"][gist.num_tokens :], *answer]])
+    logits = model.adapter.read(ids, torch.ones_like(ids), gist, gist_id=model.gist_id).logits
+    told = logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+    return float(told.gather(1, torch.tensor(answer)[:, None]).sum())
 
 
 @pytest.mark.parametrize("served", ["preemption"], indirect=True)
@@ -170,7 +189,7 @@ def test_tensor_parallel(heads: int, tmp_path: Path) -> None:
         env=os.environ | more,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.splitlines()[-1] == "equal"

@@ -47,7 +47,7 @@ def test_speculative_decoding_does_not_start(folder: Path, model: GistModel) -> 
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode != 0
     assert "vLLM cannot serve gists with speculative decoding" in done.stderr

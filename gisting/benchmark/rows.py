@@ -10,6 +10,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 def _read(path: Path) -> list[dict[str, str]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, strict=True))
     except OSError as error:
         raise DataError(f"could not read {path}: {error.strerror}; give a benchmark CSV") from error
@@ -130,23 +131,22 @@ def _read(path: Path) -> list[dict[str, str]]:
         )
     for line, row in enumerate(rows, 2):
         for name, value in row.items():
+            if value == "" and name in COSTS:
+                continue  # this way has no such cost
             if name in ("id", *PROMPT, *COSTS) and not _is_number(value, whole=name == "id"):
-                raise DataError(f"{path}, line {line}: {name} is {value!r}, not a number")
+                raise DataError(f"{path}, line {line}: {name} is {value!r:.80}, not a number")
     return rows
 
 
 def _is_number(value: str | None, *, whole: bool) -> bool:
-    if value == "" and not whole:
-        return True  # this way has no such cost
     try:
-        int(value or "-") if whole else float(value or "-")
-    except ValueError:
+        return isfinite(int(value or "-") if whole else float(value or "-"))
+    except (ValueError, OverflowError):
         return False
-    return True
 
 
 def _instruction_caching(rows: Sequence[Mapping[str, str]]) -> str:
     """What rows called "gist" are: where every span begins with its prompt, the instruction."""
     spans = [row for row in rows if row["model"] == GIST]
-    whole = all(float(row["gist_index"] or 0) == 0 for row in spans)
+    whole = all(float(row["gist_index"]) == 0 for row in spans)
     return INSTRUCTION if spans and whole else GIST

@@ -93,6 +93,12 @@ def test_the_written_report(command: Command, published: list[Path], tmp_path: P
         (f"{HEAD}\n0,9,3,1,5,gist,standard,7,8\n", "nothing to compare"),
         (f"{HEAD}\n0,9,3,1,5,gist,standard,7,8\n1,9,3,1,5,gist,gist,7,8\n", "the same examples"),
         (f"{HEAD}\n0,9,3,1,5,gist,standard,soon,8\n", "line 2: cpu_time is 'soon'"),
+        (f"{HEAD}\n0,9,3,1,5,gist,standard,inf,8\n", "line 2: cpu_time is 'inf'"),
+        (f"{HEAD}\n0,9,3,1,5,gist,standard,nan,8\n", "line 2: cpu_time is 'nan'"),
+        (f"{HEAD}\n0,9,3,1,5,gist,standard,{'9' * 999},8\n", "line 2: cpu_time is '999"),
+        (f"{HEAD}\n0,,3,1,5,gist,standard,7,8\n", "line 2: num_prompt_tokens is ''"),
+        (f"{HEAD}\n{'9' * 5000},9,3,1,5,gist,standard,7,8\n", "line 2: id is '999"),
+        (f"{HEAD}\n0,9\n", "line 2: num_input_tokens is None"),
         (f"{HEAD}\n0,9,3,1,5,gist,other,7,8\n", "line 2: model is 'other'"),
         (f"{HEAD}\n0,9,3,1,5,x,gist,7,8\n0,9,3,1,5,x,gist,7,8\n", "line 3: example 0 is there"),
     ],
@@ -105,6 +111,14 @@ def test_a_damaged_file_is_one_line(
     status, out, err = command("report", path)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert message in err
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_first_column(
+    command: Command, tmp_path: Path
+) -> None:
+    rows = "0,9,3,1,5,gist,standard,7,8\n0,9,3,1,5,gist,gist,7,\n"
+    (tmp_path / "a.csv").write_text(f"{HEAD}\n{rows}", encoding="utf-8-sig")
+    assert command("report", tmp_path / "a.csv")[0] == 0
 
 
 def test_no_such_file(command: Command, tmp_path: Path) -> None:

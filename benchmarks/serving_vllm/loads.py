@@ -44,5 +44,6 @@ QUICK = (Load(prompt=256, distinct=4, clients=2, requests=6, output=8),)
 def along(axis: str) -> tuple[Load, ...]:
     """The loads of one axis; the middle one is measured with the prompts only."""
     found = [replace(MIDDLE, **{axis: value}) for value in AXES[axis]]
+    found.sort(key=lambda load: load != MIDDLE)  # what matters most comes first
     found = [replace(load, requests=max(load.requests, load.clients)) for load in found]
     return tuple(load for load in found if axis == "prompt" or load != MIDDLE)

@@ -8,6 +8,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,33 +36,47 @@ def run(axis: str | None, *, rounds: int, seed: int, quick: bool) -> None:
         print(json.dumps(asyncio.run(measure(QUICK, 2, seed)), indent=1))
         return
     for name in AXES if axis is None else (axis,):
-        cases = asyncio.run(measure(along(name), rounds, seed))
-        result = {
-            "schema_version": SCHEMA_VERSION,
-            "theme": "serving_vllm",
-            "axis": name,
-            "seed": seed,
-            "config": {"block": BLOCK, "blocks": BLOCKS, "k": K, "rounds": rounds},
-            "versions": versions() | {"vllm": __import__("vllm").__version__},
-            "hardware": hardware("cpu"),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "cases": cases,
-        }
-        file = RESULTS / f"serving_vllm_{name}_cpu_{result['date'][:10]}.json"
-        write_text(file, json.dumps(result, indent=1) + "\n")
-        print(f"wrote {file}", file=sys.stderr)
+        asyncio.run(measure(along(name), rounds, seed, write=_writer(name, rounds, seed)))
 
 
-async def measure(loads: tuple[Load, ...], rounds: int, seed: int) -> list[dict[str, Any]]:
+def _writer(axis: str, rounds: int, seed: int) -> Callable[[list[dict[str, Any]]], None]:
+    """Writes the cases so far: what a time limit ends is not lost."""
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        "theme": "serving_vllm",
+        "axis": axis,
+        "seed": seed,
+        "config": {"block": BLOCK, "blocks": BLOCKS, "k": K, "rounds": rounds},
+        "versions": versions() | {"vllm": __import__("vllm").__version__},
+        "hardware": hardware("cpu"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    file = RESULTS / f"serving_vllm_{axis}_cpu_{str(result['date'])[:10]}.json"
+
+    def write(cases: list[dict[str, Any]]) -> None:
+        write_text(file, json.dumps({**result, "cases": cases}, indent=1) + "\n")
+
+    return write
+
+
+async def measure(
+    loads: tuple[Load, ...],
+    rounds: int,
+    seed: int,
+    *,
+    write: Callable[[list[dict[str, Any]]], None] | None = None,
+) -> list[dict[str, Any]]:
     """All loads, one after the other, on one engine."""
+    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = make_model(folder / "model")
         async with engine(folder, model, length=2300) as made:
-            return [
-                await Case(made, model, folder / "store", load, seed).measure(rounds)
-                for load in loads
-            ]
+            for load in loads:
+                found.append(await Case(made, model, folder / "store", load, seed).measure(rounds))
+                if write is not None:
+                    write(found)
+    return found
 
 
 def make_model(folder: Path) -> GistModel:

@@ -30,14 +30,11 @@ def report() -> None:
 
 
 def newest() -> dict[str, dict[str, Any]]:
-    """The last result of each axis (raises FileNotFoundError where one was never measured)."""
-    found = {}
-    for axis in AXES:
-        files = sorted(RESULTS.glob(f"serving_vllm_{axis}_cpu_*.json"))
-        if not files:
-            raise FileNotFoundError(f"axis {axis} was not measured")
-        found[axis] = json.loads(files[-1].read_text())
-    return found
+    """The last result of each axis that was measured (raises FileNotFoundError without prompts)."""
+    files = {axis: sorted(RESULTS.glob(f"serving_vllm_{axis}_cpu_*.json")) for axis in AXES}
+    if not files["prompt"]:
+        raise FileNotFoundError("measure the axis `prompt` first")
+    return {axis: json.loads(found[-1].read_text()) for axis, found in files.items() if found}
 
 
 def cases(results: dict[str, dict[str, Any]], axis: str) -> list[dict[str, Any]]:
@@ -50,7 +47,7 @@ def cases(results: dict[str, dict[str, Any]], axis: str) -> list[dict[str, Any]]
 def to_markdown(results: dict[str, dict[str, Any]], picture: str) -> str:
     """The results for people."""
     lines = ["# serving_vllm", "", (serving_vllm.__doc__ or "").strip(), "", f"![]({picture})", ""]
-    for axis in AXES:
+    for axis in results:
         lines += [
             f"## By {NAMES[axis]}",
             "",
@@ -129,9 +126,11 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, plots = pyplot.subplots(2, len(AXES), figsize=(18, 7), sharey="row")
+    figure, plots = pyplot.subplots(
+        2, len(results), figsize=(4 * len(results), 7), sharey="row", squeeze=False
+    )
     rows = (("output_tokens_per_s", "output tokens/s"), ("first_token_p99_s", "first token p99, s"))
-    for column, axis in enumerate(AXES):
+    for column, axis in enumerate(results):
         found = cases(results, axis)
         for row, (fact, label) in enumerate(rows):
             plot = plots[row][column]

@@ -168,7 +168,7 @@ class Collator:
                 "%d rows so far are too long to keep their gist or output; left out", self.lost
             )
         if not kept:
-            kept = [self._nothing(k)]
+            kept = [self._nothing()]
         names, weights = list(self.conditions), list(self.conditions.values())
         conditions = rng.choices(names, weights, k=len(kept))
         if self.pack is not None:
@@ -208,8 +208,8 @@ class Collator:
             batch["label_documents"] = numbers(1)
         return batch
 
-    def _nothing(self, k: int) -> tuple[Tensor, Tensor]:
-        ids = torch.tensor([*[self.gist_id] * k, self.pad_id])
+    def _nothing(self) -> tuple[Tensor, Tensor]:
+        ids = torch.tensor([self.gist_id, self.pad_id])  # not k of them: k may be why none fits
         return ids, torch.full_like(ids, IGNORED)
 
     def _decoder_row(self, row: EncodedExample, k: int) -> tuple[Tensor, Tensor] | None:

@@ -167,10 +167,7 @@ def mean_loss(
     order = sorted(range(len(rows)), key=rows.lengths.__getitem__)
     total, tokens = 0.0, 0
     for i in range(0, len(order), options.batch_size):
-        try:
-            batch = collate([rows[row] for row in order[i : i + options.batch_size]])
-        except DataError:  # all of them are too long
-            continue
+        batch = collate([rows[row] for row in order[i : i + options.batch_size]])
         labelled = model.adapter.labelled(
             batch["input_ids"].to(model.device),
             batch["attention_mask"].to(model.device),

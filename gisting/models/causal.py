@@ -88,7 +88,7 @@ class CausalAdapter(Adapter):
             position_ids=counted,
             and_mask_function=masks.attends(segments, documents),
         )
-        output: ModelOutput = (model or self.model)(
+        output: ModelOutput = (self.model if model is None else model)(
             input_ids=ids,
             attention_mask=mask,
             position_ids=counted,

@@ -85,7 +85,7 @@ class EncoderDecoderAdapter(Adapter):
         with self._lock, ExitStack() as hooks:
             for stack, arguments in given:
                 hooks.enter_context(_with_arguments(stack, arguments))
-            output: ModelOutput = (model or self.model)(
+            output: ModelOutput = (self.model if model is None else model)(
                 input_ids=ids, attention_mask=cross, labels=labels, **kwargs
             )
         return output

@@ -22,7 +22,8 @@ from gisting.masks import CONDITIONS
 from gisting.training.benchmarking import parse_benchmarking
 from gisting.training.lora import LoraArguments, parse_lora
 from gisting.training.objectives import make_objective
-from gisting.training.published import translate
+from gisting.training.published import IGNORED, say_unused, translate
+from gisting.training.values import SWITCHES, check_switch, check_value, switch
 
 SECTIONS = ("wandb", "model", "data", "training", "evaluation")
 SINCE = {  # transformers' own new names, which its oldest supported release does not know
@@ -30,11 +31,6 @@ SINCE = {  # transformers' own new names, which its oldest supported release doe
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
 REPORTS = ("tensorboard", "wandb")
-POSITIVE = (
-    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-    "generation_max_length", "num_train_epochs", "learning_rate", "logging_steps", "eval_steps",
-    "save_steps",
-)  # fmt: skip
 OURS = (
     "gist", "lora", "objective", "packing", "report_to", "in_order", "overwrite_output_dir",
     "write_outputs", "evaluate_before_train", "do_benchmarking", "do_benchmarking_sanity_checks",
@@ -146,6 +142,8 @@ class TrainingConfig:
             raise OptionError(_said_of_training(error)) from error
         if args.fp16 and args.device.type == "cpu":  # accelerate would ignore it
             raise OptionError("training.fp16 needs a GPU; training.bf16 works on the CPU, too")
+        if args.use_liger_kernel and find_spec("liger_kernel") is None:
+            raise OptionError("training.use_liger_kernel needs liger: pip install liger-kernel")
         if args.n_gpu > 1:  # transformers would split batches by rows: torch's DataParallel
             raise OptionError(
                 f"one process sees {args.n_gpu} GPUs; start one for each with torchrun "
@@ -184,30 +182,32 @@ def _parse(raw: Mapping[str, Any]) -> TrainingConfig:
             key = SINCE[key]
         if key not in known:
             raise OptionError(f"unknown key training.{key}{_nearest(key, (*known, *OURS))}")
-        _check_number(key, value, known[key])
+        check_value(key, value, known[key])
+        if key in IGNORED and value != known[key]:
+            say_unused(f"training.{key}", IGNORED[key])
         hf[key] = value
     data = {**raw.get("data", {})}
     if "tasks" in data:
         data["tasks"] = _make(TaskConfig, "data.tasks", data["tasks"] or {})
     limits = {key: data.pop(key, None) for key in ("max_train_samples", "max_eval_samples")}
     for key, value in limits.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (type(value) is not int or value < 1):
             raise OptionError(f"data.{key} must be at least 1, not {value}")
     wandb = _make(WandbArguments, "wandb", raw.get("wandb", {}))
     lora, objective = parse_lora(training.get("lora")), parse_objective(training.get("objective"))
-    check_teacher(objective, lora)
+    model = _make(ModelArguments, "model", raw.get("model", {}))
+    check_switch("model.pretrained", model.pretrained)
+    check_switch("wandb.log", wandb.log)
+    check_teacher(objective, lora, pretrained=model.pretrained)
     return TrainingConfig(
-        model=_make(ModelArguments, "model", raw.get("model", {})),
+        model=model,
         data=_make(DataConfig, "data", data),
         gist=gist,
         lora=lora,
         hf=hf,
         wandb=wandb,
         report_to=parse_reports(training.get("report_to"), wandb.log),
-        overwrite_output_dir=bool(training.get("overwrite_output_dir")),
-        write_outputs=bool(training.get("write_outputs", True)),
-        evaluate_before_train=bool(training.get("evaluate_before_train")),
-        in_order=bool(training.get("in_order")),
+        **{key: switch(training, key, default) for key, default in SWITCHES.items()},
         evaluation=_make(EvaluationArguments, "evaluation", raw.get("evaluation", {})),
         objective=objective,
         packing=parse_packing(training.get("packing")),
@@ -279,8 +279,16 @@ def _said_of_training(error: Exception) -> str:
     return f"training: {keys}"
 
 
-def check_teacher(objective: Mapping[str, Any], lora: LoraArguments | None) -> None:
-    """Raise OptionError for a teacher without LoRA weights where there are none to leave out."""
+def check_teacher(
+    objective: Mapping[str, Any], lora: LoraArguments | None, *, pretrained: bool
+) -> None:
+    """Raise OptionError for a teacher that there is none of: no LoRA, no weights to start from."""
+    if objective.get("teacher") == "start" and not pretrained:
+        raise OptionError(
+            "training.objective.teacher=start is the model that the run starts from, and "
+            "model.pretrained=false starts from random weights; give teacher=self, or a trained "
+            "model"
+        )
     if objective.get("teacher") == "base" and lora is None:
         raise OptionError(
             "training.objective.teacher=base is the model without its LoRA weights; give "
@@ -322,18 +330,6 @@ def _check_deepspeed(given: Any) -> None:
         )
     if given and find_spec("deepspeed") is None:
         raise MissingExtraError("deepspeed", "deepspeed")
-
-
-def _check_number(key: str, value: Any, default: Any) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(default, int | float) and not isinstance(default, bool) and not number:
-        raise OptionError(f"training.{key} must be a number, not {value!r}")
-    if key in POSITIVE and not (number and value > 0):
-        raise OptionError(f"training.{key} must be above 0, not {value!r}")
-    if key == "seed" and value < 0:
-        raise OptionError(f"training.seed must be at least 0, not {value}")
-    if key == "max_steps" and value < 1 and value != -1:
-        raise OptionError(f"training.max_steps must be at least 1, or -1 for epochs, not {value}")
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

@@ -84,6 +84,12 @@ def last_whole(folder: Path) -> Path | None:
     return next((one for one in checkpoints(folder) if read_seal(one) is not None), None)
 
 
+def has_optimizer(checkpoint: Path) -> bool:
+    """Whether a run can go on from it; not where `training.save_only_model` left the rest out."""
+    names = [one.name for one in checkpoint.iterdir()]
+    return any(name.startswith(("optimizer", "global_step")) for name in names)
+
+
 def clear(folder: Path, *, everything: bool) -> None:
     """Remove checkpoints that were never whole, or all of them; put damaged ones aside."""
     for one in checkpoints(folder):

@@ -33,7 +33,7 @@ from gisting.prompts import Example
 from gisting.training import checkpoints
 from gisting.training.arguments import TrainingConfig
 from gisting.training.lora import LoraArguments, add_adapter
-from gisting.training.objectives import make_objective
+from gisting.training.objectives import frozen, make_objective
 from gisting.training.ranks import first_does, leave_at_exit, without_zero3
 from gisting.training.reporting import reporting
 from gisting.training.safety import explained
@@ -111,6 +111,8 @@ def _run(
         conditions=tuple(config.gist.condition),
         training=_record(config, args.seed),
     )
+    teaches = args.do_train and config.objective.get("teacher") == "start"
+    start = frozen(model, args.device) if teaches else None
     adapted = None
     if config.lora is not None and args.do_train:
         adapted = add_adapter(model, config.lora, config.model)
@@ -127,6 +129,7 @@ def _run(
         callbacks=callbacks,
         adapted=adapted,
         base=nullcontext if adapted is None else adapted.disable_adapter,
+        start=start,
     )
     for display in (PrinterCallback, ProgressCallback):  # ours says what happens
         trainer.remove_callback(display)
@@ -135,7 +138,8 @@ def _run(
         write_text(folder / "run.json", json.dumps(_run_file(made, args.seed), indent=2) + "\n")
     results: dict[str, float] = {}
     if args.do_train:
-        args.eval_on_start = config.evaluate_before_train and last is None
+        first = config.evaluate_before_train or args.eval_on_start
+        args.eval_on_start = first and last is None
         if last is not None:
             log.warning("going on from %s", last)
         outcome = trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -165,25 +169,38 @@ def to_go_on_from(
     """The checkpoint to go on from; half-written ones are removed, and all when starting anew.
 
     Raises:
-        OptionError: the checkpoints were made with other settings, or the one given is not whole.
+        OptionError: the checkpoints were made with other settings, or have no optimizer, or the
+            one given is not whole.
     """
     if not args.do_train:
         return None
     given = args.resume_from_checkpoint
     if given is not None:
-        if checkpoints.read_seal(Path(given)) is None:
+        if isinstance(given, bool) or checkpoints.read_seal(Path(given)) is None:
             raise OptionError(
                 f"training.resume_from_checkpoint={given} is no whole checkpoint; give a "
                 "checkpoint-N folder, or leave it out to go on from the last"
             )
         checkpoints.check_same_run(Path(given).parent, run_settings(config))
+        check_optimizer(Path(given))
         return Path(given)
     if not config.overwrite_output_dir:
         checkpoints.check_same_run(folder, run_settings(config))
     last = None if config.overwrite_output_dir else checkpoints.last_whole(folder)
+    if last is not None:
+        check_optimizer(last)
     if args.process_index == 0:
         checkpoints.clear(folder, everything=config.overwrite_output_dir)
     return last
+
+
+def check_optimizer(checkpoint: Path) -> None:
+    """Raise OptionError where a run that went on from there would be another one."""
+    if not checkpoints.has_optimizer(checkpoint):
+        raise OptionError(
+            f"{checkpoint} was saved without its optimizer (training.save_only_model); choose "
+            "another training.output_dir, or start anew with training.overwrite_output_dir=true"
+        )
 
 
 def merges(lora: LoraArguments | None, args: Seq2SeqTrainingArguments) -> bool:
@@ -239,14 +256,26 @@ def training_rows(
 
 
 def make_collator(model: GistModel, config: TrainingConfig, seed: int) -> Collator:
-    """The collator of a run: published limits, the run's k and conditions."""
+    """The collator of a run: published limits, the run's k and conditions.
+
+    Raises:
+        OptionError: a k that leaves no room in a row for anything else.
+    """
+    limits = Limits.for_split("train")
+    encoder_decoder = model.adapter.padding_side == "right"
+    room = limits.source if encoder_decoder else limits.total
+    most = max(config.gist.num_gist_tokens)
+    if most >= room:
+        raise OptionError(
+            f"training.gist.num_gist_tokens={most} does not fit rows of {room} tokens; choose fewer"
+        )
     return Collator(
         gist_id=model.gist_id,
         pad_id=int(model.tokenizer.pad_token_id),
         num_gist_tokens=config.gist.num_gist_tokens,
         conditions=config.gist.condition,
-        limits=Limits.for_split("train"),
-        encoder_decoder=model.adapter.padding_side == "right",
+        limits=limits,
+        encoder_decoder=encoder_decoder,
         pack=config.packing,
         seed=seed,
     )

@@ -58,12 +58,18 @@ def parse_lora(raw: Mapping[str, Any] | bool | None) -> LoraArguments | None:
     """
     if raw is None or raw is False:
         return None
+    if raw is not True and not isinstance(raw, Mapping):
+        raise OptionError(f"training.lora is null, true, or settings such as {{r: 8}}; not {raw!r}")
     given = {} if raw is True else {**raw}
     known = [field.name for field in fields(LoraArguments)]
     for key in given:
         if key not in known:
             raise OptionError(f"unknown key training.lora.{key}; it has {', '.join(known)}")
     targets = given.get("target_modules", "all-linear")
+    if not isinstance(targets, str | list | tuple):
+        raise OptionError(
+            f"training.lora.target_modules is all-linear, or names of layers; not {targets!r}"
+        )
     given["target_modules"] = targets if isinstance(targets, str) else tuple(targets)
     return LoraArguments(**given)
 

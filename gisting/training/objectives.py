@@ -8,6 +8,7 @@ Shapes: M labelled tokens of a batch, V vocabulary.
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -19,10 +20,11 @@ from torch.nn import functional
 from gisting.data.collate import Batch
 from gisting.errors import OptionError
 from gisting.model import GistModel
-from gisting.models.base import Labelled
+from gisting.models.base import Adapter, Labelled
+from gisting.models.inputs import move
 
 FULL_PROMPT = "pos_control"
-TEACHERS = ("self", "base")
+TEACHERS = ("self", "base", "start")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,28 +36,35 @@ class Step:
         wrapped: the transformers model as the trainer wrapped it (DDP, DeepSpeed, PEFT, ...).
         batch: as the collator made it.
         base: a context in which the model is what it was before LoRA; without LoRA it does nothing.
+        start: a frozen copy of the model that the run started from (`frozen`), where one is asked.
     """
 
     model: GistModel
     wrapped: nn.Module
     batch: Batch
     base: Callable[[], AbstractContextManager[Any]] = nullcontext
+    start: Adapter | None = None
 
     def student(self) -> Labelled:
         """What the model predicts under each example's own condition."""
-        return self._labelled(self.batch["conditions"])
+        return self._labelled(self.batch["conditions"], self.model.adapter, self.wrapped)
 
     def teacher(self, kind: str) -> Labelled:
         """What the model predicts when it reads the full prompt; no gradient, no dropout.
 
         Args:
-            kind: "self", the model as it is now; "base", without its LoRA weights.
+            kind: "self", the model as it is now; "base", without its LoRA weights; "start", as it
+                was when the run started.
         """
+        if kind == "start":
+            assert self.start is not None
+            with torch.no_grad():
+                return self._labelled(FULL_PROMPT, self.start, None)
         training = self.wrapped.training
         self.wrapped.eval()
         try:
             with torch.no_grad(), self.base() if kind == "base" else nullcontext():
-                return self._labelled(FULL_PROMPT)
+                return self._labelled(FULL_PROMPT, self.model.adapter, self.wrapped)
         finally:
             self.wrapped.train(training)
 
@@ -66,9 +75,9 @@ class Step:
             documents
         ]
 
-    def _labelled(self, condition: Any) -> Labelled:
+    def _labelled(self, condition: Any, adapter: Adapter, wrapped: nn.Module | None) -> Labelled:
         batch = self.batch
-        return self.model.adapter.labelled(
+        return adapter.labelled(
             batch["input_ids"],
             batch["attention_mask"],
             batch["labels"],
@@ -76,8 +85,14 @@ class Step:
             condition=condition,
             documents=batch.get("documents"),
             label_documents=batch.get("label_documents"),
-            model=self.wrapped,
+            model=wrapped,
         )
+
+
+def frozen(model: GistModel, device: torch.device) -> Adapter:
+    """A copy of the model that training does not touch, in evaluation mode on `device`."""
+    kept = deepcopy(model.hf_model).requires_grad_(False)
+    return type(model.adapter)(move(kept, device))
 
 
 class Objective(Protocol):
@@ -108,7 +123,7 @@ class Distillation:
     Attributes:
         temperature: of both distributions; the loss is scaled by its square, as Hinton et al. do.
         weight: of the KL; the rest, 1 - weight, is cross-entropy. 1 is distillation alone.
-        teacher: "self" or "base" (see `Step.teacher`).
+        teacher: "self", "base" or "start" (see `Step.teacher`).
     """
 
     temperature: float = 1.0
@@ -116,6 +131,10 @@ class Distillation:
     teacher: str = "self"
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "weight"):
+            value = getattr(self, name)
+            if type(value) not in (int, float):
+                raise OptionError(f"training.objective.{name} must be a number, not {value!r}")
         if not self.temperature > 0:
             raise OptionError(
                 f"training.objective.temperature must be above 0, not {self.temperature}"

@@ -59,6 +59,27 @@ RETIRED: Mapping[str, str] = MappingProxyType(
 )  # fmt: skip
 """Keys of `training` without effect -> why."""
 
+IGNORED: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            ("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object",
+             "eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics"),
+            "evaluation has a loop of its own",
+        ),
+        **dict.fromkeys(("label_names", "length_column_name"), "rows have no columns"),
+        **dict.fromkeys(
+            ("run_name", "project", "trackio_space_id", "trackio_bucket_id",
+             "trackio_static_space_id"),
+            "wandb.name and wandb.project name a run",
+        ),
+        "do_predict": "gisting evaluate answers any split",
+        "sortish_sampler": "training.train_sampling_strategy=group_by_length takes its place",
+        "generation_config": "training.generation_max_length and generation_num_beams set it",
+        "logging_nan_inf_filter": "a loss that is no number ends the run",
+    }
+)  # fmt: skip
+"""Keys of Hugging Face's arguments today that mean nothing to this trainer -> why."""
+
 UNUSED: Mapping[str, Mapping[str, tuple[Any, str]]] = MappingProxyType(
     {
         "model": {
@@ -119,7 +140,7 @@ def _training(raw: Mapping[str, Any], deepspeed: Any) -> dict[str, Any]:
         if key in RENAMED:
             result[RENAMED[key]] = value
         elif key in RETIRED and value != QUIET.get(key):
-            _say(f"training.{key}", RETIRED[key])
+            say_unused(f"training.{key}", RETIRED[key])
     if old.get("group_by_length"):
         result["train_sampling_strategy"] = "group_by_length"
     if old.get("adafactor"):
@@ -140,7 +161,7 @@ def _model(raw: Mapping[str, Any]) -> dict[str, Any]:
             )
         result["config"] = {**LLAMA_DEBUG, **(raw.get("config") or {})}
     if raw.get("config_name") and raw.get("pretrained", True):
-        _say("model.config_name", "pretrained weights come with their config")
+        say_unused("model.config_name", "pretrained weights come with their config")
         result["config_name"] = None
     return result
 
@@ -150,9 +171,10 @@ def _without_unused(
 ) -> dict[str, Any]:
     for key, (default, reason) in keys.items():
         if raw.get(key, default) not in (default, None):
-            _say(f"{section}.{key}", reason)
+            say_unused(f"{section}.{key}", reason)
     return {key: value for key, value in raw.items() if key not in keys}
 
 
-def _say(key: str, reason: str) -> None:
+def say_unused(key: str, reason: str) -> None:
+    """One line for a setting that changes nothing."""
     log.warning("%s has no effect: %s", key, reason)

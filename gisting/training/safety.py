@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from gisting.errors import DataError, SaveError, TrainingError
+from gisting.errors import DataError, OptionError, SaveError, TrainingError
 from gisting.files import FAILURES
 from gisting.training import checkpoints
 
@@ -44,11 +44,22 @@ def explained() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def blamed(key: str) -> Iterator[None]:
+    """Inside, a library's complaint about a value is an OptionError that begins with `key`."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise OptionError(f"{key}: {reason[:300]}") from error
+
+
 class SafeTrainer(Trainer):
     """See the module."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        with blamed("training"):
+            super().__init__(**kwargs)
         self.args.logging_nan_inf_filter = False  # it would hide what we stop at
         self._seal: dict[str, Any] = {}
         self.add_callback(_GoOn(self))
@@ -56,11 +67,41 @@ class SafeTrainer(Trainer):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As Hugging Face's; the loss since the last log line is taken up again, too."""
+        """As Hugging Face's; the loss since the last log line is taken up again, too.
+
+        Raises:
+            DataError: there is not one batch.
+        """
         self._seal = {}
         if isinstance(resume_from_checkpoint, str):
             self._seal = checkpoints.read_seal(Path(resume_from_checkpoint)) or {}
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        outcome = super().train(resume_from_checkpoint, *args, **kwargs)
+        if self.state.global_step == 0:
+            raise DataError(
+                "there is no whole batch to learn from; lower training.per_device_train_batch_size "
+                "or give training.dataloader_drop_last=false"
+            )
+        return outcome
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """As Hugging Face's (raises OptionError for a value or a package it cannot use)."""
+        with blamed("training.optim and its settings"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """As Hugging Face's (raises OptionError for settings that do not fit the schedule)."""
+        with blamed("training.lr_scheduler_type, training.lr_scheduler_kwargs"):
+            return super().create_scheduler(*args, **kwargs)
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """As Hugging Face's (raises OptionError where the hub cannot be reached)."""
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except Exception as error:  # of whatever network library it is
+            reason = " ".join(str(error).split())[:200]
+            raise OptionError(
+                f"training.push_to_hub: {reason}; check the network and `hf auth login`"
+            ) from error
 
     def training_step(
         self,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 
-from gisting.training.published import RENAMED, REPLACED, RETIRED
+from gisting.training.published import IGNORED, RENAMED, REPLACED, RETIRED
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 MAIN = (
@@ -39,7 +39,8 @@ REST = """\
 ## Hugging Face's other arguments
 
 Every argument of `Seq2SeqTrainingArguments` may be set, with the meaning and the default that
-transformers gives it (here: of the version in constraints.txt). `null` stands for that default.
+transformers gives it (here: of the version in constraints.txt), unless the last column says
+otherwise. `null` stands for that default.
 """
 OLD = """\
 ## Published names
@@ -153,11 +154,12 @@ def page(others: Mapping[str, str]) -> str:
             parts.append("| key | default | meaning | published |\n|---|---|---|---|")
         cells = (f"`{one.key}`", f"`{one.default}`", one.meaning, one.published)
         parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    parts.append(f"\n{REST}\n| key | default |\n|---|---|")
+    parts.append(f"\n{REST}\n| key | default | |\n|---|---|---|")
     ours = {one.key for one in known}
     for name, default in others.items():
         if f"training.{name}" not in ours:
-            parts.append(f"| `training.{name}` | {default} |")
+            note = f"no effect: {IGNORED[name]}" if name in IGNORED else ""
+            parts.append(f"| `training.{name}` | {default} | {note} |")
     parts.append(f"\n{OLD}\n| key | today |\n|---|---|")
     parts += [f"| `training.{old}` | `training.{new}` |" for old, new in RENAMED.items()]
     parts += [f"| `training.{name}` | {today} |" for name, today in REPLACED.items()]

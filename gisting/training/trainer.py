@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from gisting.data.collate import Batch, TrainingRows
 from gisting.data.tokenized import TokenizedRows
 from gisting.model import GistModel
+from gisting.models.base import Adapter
+from gisting.models.inputs import move
 from gisting.training.objectives import CrossEntropy, Objective, Step
 from gisting.training.ranks import first_does, whole_weights, without_zero3
 from gisting.training.safety import SafeTrainer
@@ -33,6 +35,7 @@ class GistTrainer(SafeTrainer):
         in_order: keep the order of the data (see `OrderedLengthSampler`).
         adapted: `gist_model.hf_model` inside a LoRA adapter, if only that is trained.
         base: a context in which the adapter does nothing.
+        start: a frozen copy of what the run starts from, where the objective's teacher is that.
         kwargs: the Trainer's own.
     """
 
@@ -45,12 +48,13 @@ class GistTrainer(SafeTrainer):
         in_order: bool = False,
         adapted: nn.Module | None = None,
         base: Callable[[], AbstractContextManager[None]] = nullcontext,
+        start: Adapter | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
             model=adapted or gist_model.hf_model, processing_class=gist_model.tokenizer, **kwargs
         )
-        self.base = base
+        self.base, self.start = base, start
         self.gist_model = gist_model
         self.evaluate_splits = evaluate_splits
         self.objective: Objective = CrossEntropy() if objective is None else objective
@@ -70,7 +74,8 @@ class GistTrainer(SafeTrainer):
         Divided by the labelled tokens of the whole optimizer step, so that neither accumulation
         nor packing changes what is learned.
         """
-        losses = self.objective(Step(self.gist_model, model, cast("Batch", inputs), self.base))
+        step = Step(self.gist_model, model, cast("Batch", inputs), self.base, self.start)
+        losses = self.objective(step)
         count = len(losses) if num_items_in_batch is None else num_items_in_batch
         loss = losses.sum() / count
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
@@ -83,6 +88,7 @@ class GistTrainer(SafeTrainer):
         """Scores named `eval_{split}_{metric}`, logged and handed to the callbacks."""
         if self.evaluate_splits is None:
             return {}
+        self._place_for_evaluation()
         self.gist_model.weights_changed()
         self.gist_model.hf_model.eval()
         evaluate, step = self.evaluate_splits, self.state.global_step
@@ -95,6 +101,23 @@ class GistTrainer(SafeTrainer):
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def _place_for_evaluation(self) -> None:
+        """Outside of training: the model on its device, in half precision where that is asked.
+
+        Hugging Face leaves both to its own evaluation loop. Parameters alone are rounded: in
+        bfloat16 the buffers of rotary embeddings would turn by wrong angles. Shards stay as they
+        are.
+        """
+        args, model = self.args, self.gist_model.hf_model
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if self.is_in_train or (sharded and self.model_wrapped is not self.model):
+            return
+        move(model, args.device)
+        if args.bf16_full_eval or args.fp16_full_eval:
+            dtype = torch.bfloat16 if args.bf16_full_eval else torch.float16
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(dtype)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)

@@ -52,8 +52,9 @@ def test_a_theme_runs_and_writes_its_result(
     assert result["config"]["threads"] == 1
     assert result["versions"]["torch"] == torch.__version__
     assert result["cases"]
-    # What every comparison must show: a cache of the full prompt; in training, a model of it.
-    full = "pos_control" if theme in ("training", "condition") else "full-prompt cache"
+    # What every comparison must show: a cache of the full prompt; in training, what it is beside.
+    beside = {"training": "padded", "condition": "pos_control"}
+    full = beside.get(theme, "full-prompt cache")
     for case in result["cases"]:
         assert any(full in side for side in case["samples_s"]), case["name"]
         for clocks in case["samples_s"].values():

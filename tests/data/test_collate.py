@@ -31,9 +31,11 @@ def test_an_encoder_decoder_batch_is_padded_on_the_right() -> None:
 
 
 def test_cutting_never_takes_a_gist_silently(caplog: pytest.LogCaptureFixture) -> None:
-    collate = Collator(gist_id=3, pad_id=0, limits=Limits(source=3), encoder_decoder=True)
+    limits = Limits(source=3)
+    collate = Collator(3, 0, (900,), limits=limits, encoder_decoder=True)
     nothing = collate(ROWS)  # the trainer goes on with the other batches of its step
     assert nothing["labels"].unique().tolist() == [IGNORED]
+    assert nothing["input_ids"].shape == (1, 2)
     assert collate.lost == 2
     assert "too long to keep their gist" in caplog.text
     collate = Collator(gist_id=3, pad_id=0, limits=Limits(total=6))

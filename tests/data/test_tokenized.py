@@ -29,6 +29,8 @@ def test_rows_are_those_encoded_in_memory(encoder: PromptEncoder, tmp_path: Path
     assert [rows[i] for i in range(len(rows))] == expected.rows
     assert rows.lengths == expected.lengths
     assert rows.dropped == expected.dropped == 1
+    mapped = {Path(file["filename"]).parent.parent for file in rows.table.cache_files}
+    assert mapped == {tmp_path}, "read from files, not kept in memory"
 
 
 def test_the_same_rows_are_found_again(encoder: PromptEncoder, tmp_path: Path) -> None:

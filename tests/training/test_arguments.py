@@ -29,6 +29,7 @@ def test_any_argument_of_hugging_face_is_passed_through() -> None:
         ({"training": {"learning_rat": 1}}, "did you mean learning_rate"),
         ({"training": {"max_steps": "abc"}}, "must be a number, not 'abc'"),
         ({"training": {"seed": -1}}, "at least 0, not -1"),
+        ({"training": {"label_smoothing_factor": 0.1}}, "label_smoothing_factor is not supported"),
         ({"training": None}, "wrong kind"),
         ({"training": {"gist": {"condition": {"gist": "x"}}}}, "above 0, not x"),
         ({"training": {"gist": {"condition": {}}}}, "names no condition"),

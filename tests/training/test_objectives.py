@@ -1,5 +1,6 @@
 """Objectives: what a step's loss is made of."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,14 @@ from gisting.errors import OptionError
 from gisting.prompts import EncodedExample
 from gisting.testing import tiny_gist_model
 from gisting.training.arguments import parse_config
-from gisting.training.objectives import CrossEntropy, Distillation, Mix, Step, make_objective
+from gisting.training.objectives import (
+    CrossEntropy,
+    Distillation,
+    Mix,
+    Step,
+    frozen,
+    make_objective,
+)
 
 ROWS = [
     EncodedExample([5, 6, 7], [8, 9], [10, 11, 12, 1]),
@@ -69,6 +77,24 @@ def test_the_teacher_gets_no_gradient_and_no_dropout() -> None:
     assert step.model.hf_model.training
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_teacher_from_the_start_stays_as_it_was(family: str) -> None:
+    step = make_step(family, ["gist"] * 3)
+    step = replace(step, start=frozen(step.model, torch.device("cpu")))
+    before = step.teacher("self").logits
+    with torch.no_grad():
+        for parameter in step.model.hf_model.parameters():
+            parameter.mul_(1.5)
+    step.model.hf_model.train()
+    after = step.teacher("start").logits
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert not torch.allclose(step.teacher("self").logits, before)
+    Distillation(teacher="start")(step).mean().backward()
+    assert step.start is not None
+    assert all(parameter.grad is None for parameter in step.start.model.parameters())
+    assert any(parameter.grad is not None for parameter in step.model.hf_model.parameters())
+
+
 def test_examples_without_a_gist_learn_by_cross_entropy() -> None:
     step = make_step("llama", ["pos_control", "neg_control", "pos_control"])
     torch.testing.assert_close(Distillation()(step), CrossEntropy()(step))
@@ -93,7 +119,10 @@ def test_distillation_brings_the_gists_answer_to_the_prompts() -> None:
         ({"name": "cross_entropy", "weight": 1}, "cross_entropy has no settings"),
         ({"name": "mix", "weight": 2}, "weight must be between 0 and 1, not 2"),
         ({"name": "mix", "temperature": 0}, "temperature must be above 0, not 0"),
-        ({"name": "distillation", "teacher": "me"}, "teacher 'me'; choose one of self, base"),
+        (
+            {"name": "distillation", "teacher": "me"},
+            "teacher 'me'; choose one of self, base, start",
+        ),
     ],
 )
 def test_a_mistake_is_named(raw: Any, message: str) -> None:
@@ -112,3 +141,10 @@ def test_a_base_teacher_needs_lora() -> None:
         parse_config({"training": {"objective": objective}})
     parsed = parse_config({"training": {"objective": objective, "lora": True}})
     assert parsed.objective == objective
+
+
+def test_a_teacher_from_the_start_needs_trained_weights() -> None:
+    objective = {"name": "distillation", "teacher": "start"}
+    with pytest.raises(OptionError, match="pretrained=false starts from random weights"):
+        parse_config({"training": {"objective": objective}, "model": {"pretrained": False}})
+    assert parse_config({"training": {"objective": objective}}).objective == objective

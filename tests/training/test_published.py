@@ -4,10 +4,11 @@ import logging
 from typing import Any
 
 import pytest
+from transformers import Seq2SeqTrainingArguments
 
 from gisting.errors import OptionError
 from gisting.training.arguments import parse_config
-from gisting.training.published import LLAMA_DEBUG, RETIRED, UNUSED, translate
+from gisting.training.published import IGNORED, LLAMA_DEBUG, RETIRED, UNUSED, translate
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,18 @@ def test_what_has_no_effect_is_said_once(key: str, caplog: pytest.LogCaptureFixt
     assert parse_config({"training": {key: "x"}}).hf == {}
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith(f"training.{key} has no effect: ")
+
+
+@pytest.mark.parametrize("key", IGNORED)
+def test_what_hugging_face_would_do_and_this_trainer_does_not(
+    key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    default = Seq2SeqTrainingArguments.__dataclass_fields__[key].default
+    parse_config({"training": {key: default}})
+    assert not caplog.records
+    parse_config({"training": {key: not default if isinstance(default, bool) else "x"}})
+    (record,) = caplog.records
     assert record.getMessage().startswith(f"training.{key} has no effect: ")
 
 

@@ -154,8 +154,21 @@ def test_going_on_from_a_checkpoint_by_name(base: Path, tmp_path: Path) -> None:
     assert losses(tmp_path / "new") == losses(tmp_path / "old")
     message = refused(base, tmp_path / "new", max_steps=4, resume_from_checkpoint=str(tmp_path))
     assert "no whole checkpoint" in message
+    message = refused(base, tmp_path / "new", max_steps=4, resume_from_checkpoint=True)
+    assert "resume_from_checkpoint=True is no whole checkpoint" in message
     other = {"gist": {"num_gist_tokens": 3}, "resume_from_checkpoint": first}
     assert "num_gist_tokens was [2, 1]" in refused(base, tmp_path / "other", **other)
+
+
+def test_a_checkpoint_without_its_optimizer(base: Path, tmp_path: Path) -> None:
+    train(base, tmp_path, max_steps=2, save_only_model=True)
+    kept = checkpoints.last_whole(tmp_path)
+    assert kept is not None
+    assert GistModel.from_pretrained(kept).config.num_gist_tokens == (2, 1)
+    assert "was saved without its optimizer" in refused(base, tmp_path, save_only_model=True)
+    other = {"resume_from_checkpoint": str(kept), "save_only_model": True}
+    assert "was saved without its optimizer" in refused(base, tmp_path / "other", **other)
+    train(base, tmp_path, max_steps=1, overwrite_output_dir=True)
 
 
 def test_checkpoints_of_somebody_else(base: Path, tmp_path: Path) -> None:
@@ -201,6 +214,41 @@ def test_a_batch_with_nothing_left_is_passed_over(base: Path, tmp_path: Path) ->
 def test_a_step_with_nothing_left(base: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="step 1 has no row left to learn from"):
         train(base, tmp_path / "run", data=data(tmp_path, [LONG] * 8), max_steps=1)
+
+
+def test_more_gist_tokens_than_a_row_holds(base: Path, tmp_path: Path) -> None:
+    message = refused(base, tmp_path, gist={"num_gist_tokens": [1, 512]})
+    assert "num_gist_tokens=512 does not fit rows of 512 tokens" in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"adam_beta1": 2}, "training.optim and its settings: Invalid beta parameter"),
+        ({"optim": "adamw_8bit"}, "pip install -U bitsandbytes"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "One of min_lr or min_lr_rate"),
+        ({"lr_scheduler_kwargs": {"foo": 1}}, "unexpected keyword argument 'foo'"),
+        ({"fsdp": "full_shard"}, "only works in distributed training"),
+        ({"use_liger_kernel": True}, "pip install liger-kernel"),
+        ({"dataloader_drop_last": True, "per_device_train_batch_size": 64}, "no whole batch"),
+        ({"max_steps": 1.5}, "max_steps must be a whole number, not 1.5"),
+        ({"seed": 1.5}, "seed must be a whole number, not 1.5"),
+        ({"seed": 2**40}, "below 2**32"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers must be at least 0, not -1"),
+        ({"generation_num_beams": 0}, "generation_num_beams must be at least 1, not 0"),
+        ({"torch_compile": "maybe"}, "torch_compile must be true or false, not 'maybe'"),
+        ({"in_order": "abc"}, "in_order must be true or false, not 'abc'"),
+        ({"train_sampling_strategy": "foo"}, "choose one of random, sequential, group_by_length"),
+        ({"lora": "abc"}, "training.lora is null, true, or settings"),
+        ({"lora": {"target_modules": 5}}, "all-linear, or names of layers; not 5"),
+        ({"objective": {"name": "mix", "weight": "abc"}}, "weight must be a number, not 'abc'"),
+    ],
+    ids=lambda one: str(one)[:30],
+)
+def test_a_setting_that_a_library_refuses(
+    base: Path, tmp_path: Path, settings: dict[str, Any], part: str
+) -> None:
+    assert part in refused(base, tmp_path, **settings)
 
 
 @pytest.mark.parametrize("key", ["eval_steps", "save_steps", "logging_steps"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_runs import losses, raw, run, save_base, train
 
 from gisting import GistModel
@@ -62,6 +63,17 @@ def test_gradient_checkpointing_computes_the_same(
               save_strategy="no")  # fmt: skip
         found.append(losses_of(folder))
     assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_compiling_computes_the_same(bases: dict[str, Path], tmp_path: Path, family: str) -> None:
+    """Traced, and not built: that needs a C++ compiler."""
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+    for name, options in (("plain", {}), ("compiled", compiled)):
+        train(bases[family], tmp_path / name, max_steps=2, **options)
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=1e-5)
+    same_weights(tmp_path / "compiled", tmp_path / "plain")
 
 
 def losses_of(folder: Path) -> list[float]:
@@ -172,6 +184,35 @@ def test_evaluating_before_the_first_step_and_only_then(
         assert [step for step, _ in scripted.asked] == expected
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     assert [row["step"] for row in state["log_history"] if "eval_unseen_rougeL" in row] == [0]
+    scripted = Scripted()  # by Hugging Face's own name for it
+    run(parse_config(raw(base, tmp_path / "hf", eval_on_start=True, max_steps=1)), scripted)
+    assert [step for step, _ in scripted.asked] == [0]
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_evaluating_with_half_the_bits(
+    bases: dict[str, Path], tmp_path: Path, trains: bool
+) -> None:
+    """Outside of training, as Hugging Face's switch does; what is saved keeps all bits."""
+    seen: list[tuple[int, set[torch.dtype], set[torch.dtype]]] = []
+
+    def make(*args: Any) -> Evaluate:
+        def evaluate(model: GistModel, step: int) -> dict[str, float]:
+            parameters = {one.dtype for one in model.hf_model.parameters()}
+            seen.append((step, parameters, {one.dtype for one in model.hf_model.buffers()}))
+            return {"unseen_rougeL": 1.0}
+
+        return evaluate
+
+    options = {"do_train": trains, "do_eval": True, "max_steps": 2, "bf16_full_eval": True}
+    more = {"eval_strategy": "steps", "eval_steps": 1} if trains else {}
+    run(parse_config(raw(bases["llama"], tmp_path, **options, **more)), make)
+    full, half = {torch.float32}, {torch.bfloat16}
+    during = [(1, full, full), (2, full, full)] if trains else []
+    assert seen == [*during, (2 if trains else 0, half, full)]
+    if trains:
+        saved = load_file(tmp_path / "model.safetensors").values()
+        assert {one.dtype for one in saved} == full
 
 
 def test_every_k_is_recorded(bases: dict[str, Path], tmp_path: Path) -> None:

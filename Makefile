@@ -11,7 +11,7 @@ DEEPSPEED := .deepspeed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test slow test-deepspeed test-page vllm test-vllm kvpress check bench theorem-oldest format clean
+.PHONY: help demo test slow test-deepspeed test-page vllm test-vllm kvpress test-kvpress check bench theorem-oldest format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -23,7 +23,7 @@ test: .venv/.dev ## the quick tests
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2
 
 slow: .venv/.dev ## the tests that take minutes
-	$(BIN)/python -m pytest -m "slow and not deepspeed and not vllm and not browser"
+	$(BIN)/python -m pytest -m "slow and not deepspeed and not vllm and not kvpress and not browser"
 
 test-deepspeed: .venv/.dev $(DEEPSPEED)/.ready ## DeepSpeed ZeRO-3 on two CPU processes
 	PYTHONPATH=$(DEEPSPEED) $(BIN)/python -m pytest -m deepspeed
@@ -38,6 +38,9 @@ test-vllm: $(VLLM)/.ready ## gists served by vLLM, compared token for token
 	VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -m vllm tests/integrations
 
 kvpress: $(KVPRESS)/.ready ## kvpress and its older transformers, for `gisting compare` (70 MB)
+
+test-kvpress: $(KVPRESS)/.ready ## its presses, as `gisting compare` runs them
+	$(BIN)/python -m pytest -m kvpress tests/compare
 
 check: .venv/.dev ## lint, formatting, types, layers
 	$(BIN)/ruff check .

@@ -130,12 +130,13 @@ def _outcomes(
     force: bool,
 ) -> "list[Outcome]":
     """Those of an interrupted run of the same command, and the rest answered now."""
-    from gisting.compare import Outcome, answer_all
+    from gisting.compare import answer_all
 
-    known = {}
-    for one in _known(out / f"{NAME}.json", config, force=force):
-        if not one["missing"]:  # what was missing may be there by now
-            known[one["method"], one["budget"]] = Outcome(**one)
+    known = {
+        (one.method, one.budget): one
+        for one in _known(out / f"{NAME}.json", config, len(examples), force=force)
+        if not one.missing  # what was missing may be there by now
+    }
     outcomes: list[Outcome] = []
     with progress_bar() as progress:
         for method, budget in cases:
@@ -161,18 +162,25 @@ def _outcomes(
     return outcomes
 
 
-def _known(path: Path, config: dict[str, Any], *, force: bool) -> list[dict[str, Any]]:
+def _known(path: Path, config: dict[str, Any], rows: int, *, force: bool) -> "list[Outcome]":
     """Outcomes that are there already (raises SaveError where they are of something else)."""
+    from gisting.compare import Outcome
+
     if force or not path.exists():
         return []
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        same, outcomes = found["config"] == config, found["outcomes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        same, outcomes = False, []
-    if not same:
-        raise SaveError(f"{path} is of another comparison; choose another --out, or --force")
-    return list(outcomes)
+        if found["config"] != config:
+            raise ValueError("another command")
+        outcomes = [Outcome(**one) for one in found["outcomes"]]
+        for one in outcomes:
+            if not one.missing and not one.fits(rows):
+                raise ValueError(f"{one.method}: rows are missing")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise SaveError(
+            f"{path} is of another comparison, or damaged; choose another --out, or --force"
+        ) from error
+    return outcomes
 
 
 def _report(

@@ -92,9 +92,11 @@ def quiet_libraries() -> None:
     """Keep transformers' progress bars and everybody's warnings off stderr."""
     import warnings
 
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     warnings.simplefilter("ignore")
+    hub_logging.set_verbosity_error()  # it tells of every attempt to reach a hub that is not there
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

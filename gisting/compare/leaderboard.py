@@ -124,11 +124,12 @@ def markdown(entries: Sequence[Mapping[str, Any]]) -> str:
     """The entries as a table, and a line for each that could not be run."""
     lines = ["| " + " | ".join(HEAD) + " |", "|---|" + "---:|" * (len(HEAD) - 1)]
     lines += ["| " + " | ".join(_cells(one)) + " |" for one in entries if not one["missing"]]
-    lines += [
-        f"\n{one['method']}, budget {one['budget']}: not run: {one['missing']}."
-        for one in entries
-        if one["missing"]
-    ]
+    missing: dict[tuple[str, str], list[str]] = {}
+    for one in entries:
+        if one["missing"]:
+            missing.setdefault((one["method"], one["missing"]), []).append(str(one["budget"]))
+    for (method, why), budgets in missing.items():
+        lines += ["", f"{method}, budget {', '.join(budgets)}: not run: {why.rstrip('.')}."]
     return "\n".join(lines) + "\n"
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from gisting.errors import MissingExtraError
 from gisting.files import write_atomically
 
-MARKS = "osD^v<>PX*"
+MARKS = "osD^v<>PX*hdp8"
+PALETTE = (*range(0, 20, 2), *range(1, 20, 2))  # of tab20: strong colours first
 
 
 def draw(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -18,12 +19,14 @@ def draw(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
         SaveError: the file cannot be written.
     """
     try:
+        from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "compare") from error
     shown = [entry for entry in entries if not entry["missing"]]
     names = list(dict.fromkeys(entry["method"] for entry in shown))
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    colors = colormaps["tab20"]
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
     for place, (key, label) in enumerate(
         (("exact_match", "exact match"), ("rougeL", "ROUGE-L")), 1
     ):
@@ -42,6 +45,7 @@ def draw(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
                 values,
                 yerr=errors,
                 marker=MARKS[number % len(MARKS)],
+                color=colors(PALETTE[number % len(PALETTE)]),
                 capsize=2,
                 linewidth=1,
                 label=name,
@@ -50,5 +54,6 @@ def draw(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.set_ylabel(f"{label} [%]")
         axes.set_ylim(-3, 103)
         axes.grid(alpha=0.3)
-    figure.axes[1].legend(fontsize=8)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))

@@ -137,7 +137,8 @@ class Worker:
         """The entries a press keeps of a prompt, keys at slots 0 .. (raises OptionError)."""
         answer = self._ask({"press": press, "ids": ids, "keep": entries})
         if "error" in answer:
-            raise OptionError(f"kvpress cannot do this: {answer['error']}")
+            reason = " ".join(str(answer["error"]).split())
+            raise OptionError(f"kvpress cannot do this: {reason}")
         by = torch.full((entries,), entries - len(ids), device=self._device)
         return {
             name: self._rotate(tensor, by).to(tensor) if name.endswith("keys") else tensor

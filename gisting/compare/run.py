@@ -45,6 +45,20 @@ class Outcome:
     loss: Sequence[float] = ()
     loss_tokens: Sequence[int] = ()
 
+    def fits(self, rows: int) -> bool:
+        """Whether it holds a value of every kind for each of its rows, at most `rows` and some."""
+        count = len(self.answers)
+        numbers = (
+            self.kept_entries, self.kept_bytes, self.prepare_seconds, self.answer_seconds,
+            self.loss, self.loss_tokens,
+        )  # fmt: skip
+        return (
+            0 < count <= rows
+            and all(isinstance(answer, str) for answer in self.answers)
+            and all(len(values) == count for values in numbers)
+            and all(isinstance(value, int | float) for values in numbers for value in values)
+        )
+
 
 def answer_all(
     model: GistModel,

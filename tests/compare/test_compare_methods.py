@@ -5,8 +5,10 @@ import torch
 
 from gisting.compare import METHODS, Method, Sources, build, cached
 from gisting.compare.extractive import Extractive, pagerank
+from gisting.compare.lingua import Lingua
 from gisting.compare.method import instruction_ids
 from gisting.compare.pooling import MeanPooling, pooled, rotation
+from gisting.compare.presses import Press
 from gisting.compare.trained import TrainedEntries
 from gisting.compare.truncation import Truncation, cut
 from gisting.compare.whole import FullPrompt, NoPrompt
@@ -37,7 +39,12 @@ def same(one: Prefix, other: Prefix) -> bool:
     )
 
 
-@pytest.mark.parametrize("method", [m for m in every_method() if m.budgeted], ids=lambda m: m.name)
+def budgeted() -> list[Method]:
+    """Those that need nothing but the model."""
+    return [m for m in every_method() if m.budgeted and not isinstance(m, Press | Lingua)]
+
+
+@pytest.mark.parametrize("method", budgeted(), ids=lambda m: m.name)
 @pytest.mark.parametrize("budget", [1, 2, 4])
 def test_no_method_keeps_more_than_its_budget(
     model: GistModel, method: Method, budget: int
@@ -164,6 +171,6 @@ def test_probes_are_not_of_the_instruction_itself() -> None:
 def test_the_full_prompt_comes_first_and_once() -> None:
     names = [method.name for method in build(("gist", "full"), Sources(EXAMPLES, ()))]
     assert names == ["full prompt", "gist"]
-    assert len(every_method()) == len(METHODS) == 9
+    assert len(every_method()) == len(METHODS) == 14
     with pytest.raises(OptionError, match="no method 'magic'"):
         build(("magic",), Sources(EXAMPLES, ()))

@@ -8,8 +8,9 @@ import pytest
 
 from gisting.cli.app import app
 from gisting.cli.run import run
-from gisting.compare import Outcome, answer_all, leaderboard, markdown, take_times
+from gisting.compare import METHODS, Outcome, answer_all, leaderboard, markdown, take_times
 from gisting.compare.gist_tokens import GistTokens
+from gisting.compare.picture import MARKS, PALETTE
 from gisting.compare.truncation import Truncation
 from gisting.compare.whole import FullPrompt, NoPrompt
 from gisting.errors import OptionError
@@ -56,7 +57,10 @@ def test_an_untrained_number_is_told_and_not_run(model: GistModel) -> None:
     outcome = answer_all(model, EXAMPLES, GistTokens(), 3)
     assert "trained for 1, 2, 4" in outcome.missing and not outcome.answers
     full = answer_all(model, EXAMPLES, FullPrompt(), 3, max_new_tokens=2)
-    assert "gist, budget 3: not run" in markdown(leaderboard([full, outcome], EXAMPLES, seed=0))
+    other = Outcome("gist", 5, missing=outcome.missing)
+    told = markdown(leaderboard([full, outcome, other], EXAMPLES, seed=0))
+    assert told.count("not run") == 1
+    assert f"gist, budget 3, 5: not run: {outcome.missing}.\n" in told
 
 
 def test_an_encoder_decoder_is_refused() -> None:
@@ -121,3 +125,37 @@ def test_the_command_writes_goes_on_and_refuses(
     assert "another comparison" in capsys.readouterr().err
     assert run(app, [*command, "--methods", "magic"]) == 2
     assert "choose of full, gist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"outcomes": [3]},
+        {"outcomes": {"a": 1}},
+        {"outcomes": [{"method": "gist"}]},
+        {"outcomes": None},
+        {"config": []},
+    ],
+)
+def test_a_damaged_comparison_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, object]
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(asdict(e)) + "\n" for e in EXAMPLES))
+    command = ["compare", "embedded", "--data", str(data), "--methods", "none"]
+    command += ["--max-new-tokens", "2", "--out", str(tmp_path / "out")]
+    assert run(app, command) == 0
+    path = tmp_path / "out" / "compare.json"
+    written = json.loads(path.read_text())
+    cut = [{**one, "answers": one["answers"][:1]} for one in written["outcomes"]]
+    for damage in (written | change, written | {"outcomes": cut}, "[" * 9999):
+        path.write_text(damage if isinstance(damage, str) else json.dumps(damage))
+        capsys.readouterr()
+        assert run(app, command) == 2
+        assert "or damaged" in capsys.readouterr().err
+    assert run(app, [*command, "--force"]) == 0
+
+
+def test_no_two_methods_look_alike() -> None:
+    assert len(set(MARKS)) >= len(METHODS)
+    assert len(set(PALETTE)) >= len(METHODS)

@@ -91,12 +91,13 @@ def progress_bar() -> "Progress":
 def quiet_libraries() -> None:
     """Keep transformers' progress bars and everybody's warnings off stderr."""
     import warnings
+    from logging import ERROR, getLogger
 
-    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     warnings.simplefilter("ignore")
-    hub_logging.set_verbosity_error()  # it tells of every attempt to reach a hub that is not there
+    # it tells of every attempt to reach a hub that is not there
+    getLogger("huggingface_hub").setLevel(ERROR)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -6,39 +6,32 @@ where the model's weights are in this process (`Local`).
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import suppress
-from functools import lru_cache
-from typing import Any
 
 import httpx2
 
 from gisting.errors import (
     GistFileError,
     OptionError,
-    PromptError,
     SaveError,
     UnavailableError,
 )
-from gisting.fidelity.reading import end_tokens
 from gisting.gist import Gist, instruction_hash
 from gisting.integrations.server import weights_name
 from gisting.model import GistModel
 from gisting.models.inputs import check_numbers
-from gisting.prompts import Input
 from gisting.serving.engine import Delta, Engine, Prompt, Sampling, Size
 from gisting.serving.local import Local, aside
 from gisting.serving.once import Once
-from gisting.serving.requests import Answer, Request
+from gisting.serving.vllm.asking import Asking
 from gisting.serving.vllm.balancer import Balancer
 from gisting.serving.vllm.endpoint import UNTRIED, Endpoint, Facts, client_of
-from gisting.serving.vllm.job import Job
-from gisting.serving.vllm.watch import Watch, new_instruction, refuses
-from gisting.serving.vllm.wire import StrangerError, body_of
+from gisting.serving.vllm.greeting import shows_compressing, shows_reading
+from gisting.serving.vllm.watch import Watch
+from gisting.serving.vllm.wire import StrangerError
 from gisting.store import GistKey, GistStore
 
 MAX_WAITING = 1024
 MAX_ROWS = 256
-NOBODY = "0" * 64  # no gist's id
 SAMPLE = "Answer."
 
 
@@ -80,13 +73,10 @@ class Vllm(Engine):
         self.name = name
         self.model, self.store = model, store
         self.trained = model.config.num_gist_tokens or (model.config.default_k,)
-        limits = [n for n in (max_length, model.adapter.max_positions) if n is not None]
-        self.max_length = min(limits, default=None)
-        self._weights = weights_name(model.fingerprint)
-        self._ends = end_tokens(model)
         self._urls, self._key = list(dict.fromkeys(urls)), key
         self._max_waiting, self._max_rows = max_waiting, max_rows
-        self._ids = lru_cache(max_waiting)(self._encode)  # a front asks for the size first
+        self._asking = Asking(model, max_length=max_length, prompts=max_waiting)
+        self.max_length = self._asking.max_length
         self._kv_bytes_per_token = 0
         self._once = Once(max_waiting, lambda: self._balancer.seconds_until_room())
         self._local: Local | None = None
@@ -166,7 +156,7 @@ class Vllm(Engine):
 
     def size(self, prompt: Prompt, gist: Gist | None, sampling: Sampling) -> Size:
         """See `Engine.size`."""
-        request = self._request(prompt, gist, sampling, "")
+        request = self._asking.request(prompt, gist, sampling)
         each = self._kv_bytes_per_token if gist is None else gist.num_bytes // gist.num_tokens
         return Size(
             tokens=request.kept + len(request.ids),
@@ -186,19 +176,19 @@ class Vllm(Engine):
     ) -> AsyncGenerator[Delta, None]:
         """See `Engine.answer`."""
         request = await aside(
-            prompt.characters, lambda: self._request(prompt, gist, sampling, client)
+            prompt.characters, lambda: self._asking.request(prompt, gist, sampling, client)
         )
-        errand = None if gist is None else {"gist": id}
-        what = (
-            id if gist is not None else prompt.instruction and instruction_hash(prompt.instruction)
-        )
-        jobs = self._jobs(request, errand, what, whole=whole)
+        if gist is not None:
+            what = id
+        else:
+            what = instruction_hash(prompt.instruction) if prompt.instruction else ""
+        jobs = self._asking.jobs(request, id, what, whole=whole)
         self._balancer.submit(jobs)
         try:
             left = sampling.n
             while left:
                 said = await request.out.get()
-                if isinstance(said, UnavailableError) and errand is not None:
+                if isinstance(said, UnavailableError) and gist is not None:
                     await self._check_kept(id)
                 if isinstance(said, Exception):
                     raise said
@@ -238,55 +228,29 @@ class Vllm(Engine):
             await self._client.aclose()
 
     async def _greet(self, endpoint: Endpoint) -> Facts:
-        """Have a server show that it is what it should be; see `watch`."""
+        """Have a server show that it is what it should be."""
         facts = await endpoint.facts()
-        if weights_name(facts.weights or "") != self._weights:
+        if weights_name(facts.weights or "") != self._asking.weights:
             raise StrangerError(
                 "it runs other weights, or was not started with `gisting serve --engine vllm "
                 "--print-command`"
             )
         if self._local is None:
-            await self._greet_compressing(endpoint)
+            gist = await shows_compressing(endpoint, self._asking, self.model, self.store)
         else:
             id, gist = await self._local.compress(SAMPLE)
-            await refuses(
-                lambda: self._ask(endpoint, NOBODY, gist),
-                "it answered from a gist that does not exist: it has no connector of ours",
-            )
-            await self._ask(endpoint, id, gist)
-            self._kv_bytes_per_token = gist.num_bytes // gist.num_tokens
-        limit = self.max_length
-        self.max_length = facts.max_length if limit is None else min(limit, facts.max_length)
-        return facts
-
-    async def _greet_compressing(self, endpoint: Endpoint) -> None:
-        key = GistKey.of(self.model, instruction := new_instruction())
-        try:
-            async for _ in endpoint.ask(self._job_to_compress(key, instruction).body):
-                pass
-            gist = await asyncio.to_thread(self.store.get, key)
-        finally:
-            with suppress(SaveError):
-                await asyncio.to_thread(self.store.remove, key.id)
-        if gist is None:
-            raise StrangerError(
-                f"it kept no gist in {self.store.place}: it has another store, no connector of "
-                "ours, or cannot compress this model (--compressor transformers); see its log"
-            )
+            await shows_reading(endpoint, self._asking, id, gist)
         self._kv_bytes_per_token = gist.num_bytes // gist.num_tokens
-
-    async def _ask(self, endpoint: Endpoint, id: str, gist: Gist) -> None:
-        request = self._request(Prompt("", "a"), gist, Sampling(1), "")
-        (job,) = self._jobs(request, {"gist": id}, "", whole=True)
-        async for _ in endpoint.ask(job.body):
-            pass
+        length = min(facts.max_length, self.max_length or facts.max_length)
+        self.max_length = self._asking.max_length = length
+        return facts
 
     async def _made(self, key: GistKey, instruction: str) -> Gist:
         """From the store, or made by vLLM and put there."""
         known = await asyncio.to_thread(self.store.get, key)
         if known is not None:
             return known
-        job = self._job_to_compress(key, instruction)
+        job = self._asking.to_compress(key, instruction)
         self._balancer.submit([job])
         try:
             finished = False
@@ -302,86 +266,7 @@ class Vllm(Engine):
             raise SaveError("vLLM could not keep the gist; see its log, and free space")
         return gist
 
-    def _job_to_compress(self, key: GistKey, instruction: str) -> Job:
-        k = key.num_tokens
-        ids = [*key.tokens, *[self.model.gist_id] * k]
-        errand = {"compress": key.to_json(), "instruction_sha256": instruction_hash(instruction)}
-        request = Request(ids, None, Sampling(1), "")
-        self._check_length(request)
-        (job,) = self._jobs(request, errand, "", whole=True)
-        return job
-
-    def _jobs(
-        self, request: Request, errand: Mapping[str, Any] | None, what: str, *, whole: bool
-    ) -> list[Job]:
-        """What servers are asked: once for all greedy answers, once for each drawn one."""
-        how = request.sampling
-        greedy = how.temperature == 0
-        ids = [self.model.gist_id] * request.kept + request.ids
-        return [
-            Job(
-                ids=request.ids,
-                gist=request.gist,
-                sampling=how,
-                client=request.client,
-                out=request.out,
-                body=body_of(
-                    self._weights,
-                    ids,
-                    how,
-                    # -1 would be none at all
-                    seed=None if how.seed is None else (how.seed + index) % 2**63,
-                    ends=self._ends,
-                    whole=whole,
-                    errand=errand,
-                ),
-                make=lambda job: self._begin(job),
-                index=index,
-                copies=how.n if greedy else 1,
-                what=what,
-                whole=whole,
-            )
-            for index in range(1 if greedy else how.n)
-        ]
-
-    def _begin(self, job: Job) -> Answer:
-        decode = self.model.tokenizer.decode
-        return Answer(
-            job,
-            job.index,
-            decode=lambda ids: str(decode(ids, skip_special_tokens=True)),
-            name=lambda ids: str(decode(ids)),
-            ends=frozenset(self._ends),
-        )
-
-    def _request(
-        self, prompt: Prompt, gist: Gist | None, sampling: Sampling, client: str
-    ) -> Request:
-        check_numbers(max_tokens=sampling.max_tokens, n=sampling.n)
-        if sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
-            raise OptionError("temperature must be 0 or more, top_p in (0, 1]")
-        if gist is not None:
-            gist.check(self.model.fingerprint, self.model.config.template, 1)
-        turns = prompt.turns if isinstance(prompt.turns, str) else tuple(prompt.turns)
-        ids = self._ids("" if gist is not None else prompt.instruction, turns)
-        request = Request(ids, gist, sampling, client)
-        self._check_length(request)
-        return request
-
-    def _check_length(self, request: Request) -> None:
-        if self.max_length is not None and request.columns > self.max_length:
-            raise PromptError(
-                f"{request.columns} tokens (prompt and answer) are more than the "
-                f"{self.max_length} allowed here; shorten the prompt or max_tokens"
-            )
-
     async def _check_kept(self, id: str) -> None:
         """Raise GistFileError where a gist is gone: then no server was at fault."""
         if await asyncio.to_thread(self.store.find, id) is None:
             raise GistFileError(f"the gist {id} is no longer in the store")
-
-    def _encode(self, instruction: str, turns: Input) -> list[int]:
-        encoder = self.model.encoder
-        if not instruction:
-            return encoder.input(turns)
-        return encoder.prompt(instruction, turns, self.model.config.default_k)

@@ -1,20 +1,13 @@
-"""Looking after servers: who is who at first, who has gone, who is back.
-
-A server shows that it runs the right weights, our connector and our store by doing what only such a
-one can do: it compresses an instruction that nobody has seen before, and the gist is found in the
-store. Where vLLM does not compress (docs/vllm.md), it answers from a gist, and refuses one that
-does not exist: without the connector it would answer all the same.
-"""
+"""Looking after servers: who is what it should be, who has gone, who is back."""
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from gisting.errors import PromptError
 from gisting.serving.vllm.endpoint import Endpoint, Facts
-from gisting.serving.vllm.wire import BrokenError, EndpointError, StrangerError
+from gisting.serving.vllm.wire import EndpointError
 
 log = logging.getLogger(__name__)
 
@@ -85,19 +78,3 @@ class Watch:
         for reading in list(endpoint.readings):
             reading.cancel()
         await self._changed()
-
-
-def new_instruction() -> str:
-    """An instruction that nobody has seen before."""
-    return f"Are you there? {secrets.token_hex(8)}"
-
-
-async def refuses(ask: Callable[[], Awaitable[object]], what: str) -> None:
-    """Raise StrangerError unless a server refuses to do this (BrokenError goes through)."""
-    try:
-        await ask()
-    except BrokenError:
-        raise
-    except (EndpointError, PromptError):
-        return
-    raise StrangerError(what)

@@ -78,8 +78,9 @@ def main() -> None:
     }
     name = f"objectives_{options.dataset}_cpu_{datetime.now(UTC):%Y-%m-%d}"
     write_text(options.output / f"{name}.json", json.dumps(result, indent=1, default=str) + "\n")
-    write_text(options.output / f"{name}.md", to_markdown(result))
-    print(to_markdown(result))
+    table = to_markdown(result, about(result["config"]["training"]))
+    write_text(options.output / f"{name}.md", table)
+    print(table)
 
 
 def config(options: argparse.Namespace, objective: str) -> dict[str, Any]:
@@ -165,16 +166,21 @@ def measure(
     ]
 
 
-def to_markdown(result: Mapping[str, Any]) -> str:
-    """One table a split."""
-    training = result["config"]["training"]
+def about(training: Mapping[str, Any]) -> str:
+    """How the models of a table were trained."""
+    return (
+        f"{training['max_steps']} steps of {training['per_device_train_batch_size']}, seed "
+        f"{training['seed']}, conditions drawn row by row ({training['gist']['condition']})."
+    )
+
+
+def to_markdown(result: Mapping[str, Any], about: str) -> str:
+    """One table a split, under what it is `about`."""
     lines = [
         f"# {result['theme']}",
         "",
-        f"{training['max_steps']} steps of {training['per_device_train_batch_size']}, seed "
-        f"{training['seed']}, conditions drawn row by row ({training['gist']['condition']}). "
-        "Greedy answers, percent with 95 % intervals; loss in nats a token of the reference; the "
-        "last column is paired, ROUGE-L minus pos_control's of the same model.",
+        f"{about} Greedy answers, percent with 95 % intervals; loss in nats a token of the "
+        "reference; the last column is paired, ROUGE-L minus pos_control's of the same model.",
         "",
         f"`{result['command']}`",
     ]

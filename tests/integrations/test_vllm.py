@@ -130,13 +130,16 @@ def test_requests_are_really_preempted(served: Served) -> None:
 
 
 @pytest.mark.parametrize("served", ["preemption"], indirect=True)
-def test_instructions_are_compressed_while_others_are_preempted(served: Served) -> None:
-    """Their answers go on for a while, so that they too lose their blocks and read anew."""
+def test_instructions_lose_their_blocks_before_they_are_read_to_the_end(served: Served) -> None:
+    """Long ones, read in pieces while answers grow into their room; then from the start again."""
+    id, gist = served.compress(INSTRUCTIONS[1], 5)
+    answers = [served.from_gist(id, 5, f"{n} boats", max_tokens=90) for n in range(5)]
+    texts = [f"Speak of {n} boats and of {n} cats. " * 10 for n in range(2)]
+    asked = [served.to_compress(text, 33) for text in texts]
     before = preemptions(served)
-    texts = [f"Speak of {n} boats and {n} cats. " * 2 for n in range(12)]
-    asked = [served.to_compress(text, 33, max_tokens=60) for text in texts]
-    served.answer([request for request, _ in asked])
+    found = served.answer([*answers, *(request for request, _ in asked)])
     assert preemptions(served) > before
+    assert found[:5] == [served.expected(prompt, gist, 90) for prompt, _ in answers]
     for text, (_, key) in zip(texts, asked, strict=True):
         check_gist(served.store.get(key), served.model.compress(text, num_gist_tokens=33))
 

@@ -37,7 +37,8 @@ class Tally:
         tokens: of all answers, as the server counts them.
         statuses: how often each HTTP status came.
         broken: streams that ended with an error, or connections that did.
-        wrong: (request's number, answer) where the answer is not the expected one; the first 20.
+        wrong: (request's number, seconds since the start, answer) where it is not the expected one;
+            the first 20.
         wrong_count: all of those.
         gists: how often which `gist.status` was told.
     """
@@ -48,7 +49,7 @@ class Tally:
     tokens: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
-    wrong: list[tuple[int, str]] = field(default_factory=list)
+    wrong: list[tuple[int, float, str]] = field(default_factory=list)
     wrong_count: int = 0
     gists: Counter[str] = field(default_factory=Counter)
 
@@ -114,7 +115,7 @@ async def _ask(connection: "Connection", ask: Ask, number: int, tally: Tally, be
     if text != ask.expected:
         tally.wrong_count += 1
         if len(tally.wrong) < 20:
-            tally.wrong.append((number, text))
+            tally.wrong.append((number, round(now - begun, 3), text))
 
 
 class Connection:

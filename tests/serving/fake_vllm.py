@@ -100,6 +100,7 @@ class FakeVllm:
         if self._server is not None:
             self._server.close()
             self._server = None
+            await asyncio.sleep(0.02)  # who was let in just now has begun then, and can be ended
         for writer in list(self._writers):
             writer.transport.abort()
         for task in list(self._tasks):

@@ -12,7 +12,7 @@ from gisting.serving.vllm.wire import EndpointError
 log = logging.getLogger(__name__)
 
 EVERY = 2.0  # seconds between two looks at a server that is up
-SOON, LATE = 0.5, 8.0  # seconds between two at one that is not: longer each time
+SOON, LATE = 0.5, 4.0  # seconds between two at one that is not: longer each time
 GREETING = 60.0  # seconds that a server may take to show what it is
 SILENT = 3  # looks without any word, after which it is gone
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation.streamers import BaseStreamer
+from transformers.generation.streamers import BaseStreamer, TextStreamer
 
 from gisting.errors import NotAGistModelError, OptionError, PromptError
 from gisting.files import write_folder, write_text
@@ -261,7 +261,7 @@ class GistModel:
             seed: makes sampling repeatable; the caller's random state is left alone.
             num_beams, num_return_sequences: beam search; several answers each.
             stop_strings: end an answer behind any of these; they are cut off.
-            streamer: transformers streamer (one input).
+            streamer: told of tokens as they come; transformers' text streamers take one input.
 
         Returns:
             B * num_return_sequences texts, those of an input side by side.
@@ -287,7 +287,7 @@ class GistModel:
             eos_token_id=self.tokenizer.eos_token_id if eos is None else eos,
         )
         texts = as_list(inputs, "input")
-        if streamer is not None and len(texts) > 1:
+        if isinstance(streamer, TextStreamer) and len(texts) > 1:
             raise OptionError(f"a stream is one answer, not {len(texts)}; give one input")
         ids, padding = self._prompts(texts, gist, instructions, num_gist_tokens)
         with evaluating(self.hf_model), seeded(seed, self.device):

@@ -64,12 +64,14 @@ def make_app(
         docs_url=None,  # they load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        # what leaves this process is decided here, not by the environment; and asking takes time
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         responses=FAILURES,
         dependencies=[] if keys is None else [Depends(HTTPBearer(auto_error=False))],
     )
     app.state.service = service
     for routes in (chat, completions, models, gists, health, playground):
-        app.include_router(routes.router)
+        app.router.routes.extend(routes.router.routes)  # FastAPI walks included ones at each request
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_failure)
     app.add_middleware(Door, keys=keys, max_body=chosen.max_body)

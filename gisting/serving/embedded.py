@@ -86,12 +86,14 @@ class Embedded(Engine):
             max_waiting=max_waiting,
             seconds=self._worker.seconds_until_room,
         )
+        self._fingerprint = ""
         self._stopped = False
 
     async def start(self) -> None:
         """See `Engine.start`."""
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(lambda: self.model.fingerprint)  # taken once; quick ever after
+        # the weights stay as they are: to look at them at each request takes a while
+        self._fingerprint = await asyncio.to_thread(lambda: self.model.fingerprint)
         self._worker.start()
 
     async def stop(self) -> None:
@@ -142,11 +144,11 @@ class Embedded(Engine):
         try:
             left = sampling.n
             while left:
-                said = await request.out.get()
-                if isinstance(said, Exception):
-                    raise said
-                left -= said.finish is not None
-                yield said
+                for said in _together(await request.out.get(), request.out):
+                    if isinstance(said, Exception):
+                        raise said
+                    left -= said.finish is not None
+                    yield said
         finally:
             self._worker.cancel(request)
 
@@ -174,7 +176,7 @@ class Embedded(Engine):
         if sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
             raise OptionError("temperature must be 0 or more, top_p in (0, 1]")
         if gist is not None:
-            gist.check(self.model.fingerprint, self.model.config.template, 1)
+            gist.check(self._fingerprint, self.model.config.template, 1)
         turns = prompt.turns if isinstance(prompt.turns, str) else tuple(prompt.turns)
         ids = self._ids("" if gist is not None else prompt.instruction, turns)
         request = Request(ids, gist, sampling, client)
@@ -212,6 +214,21 @@ class Embedded(Engine):
         if said:
             with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 self._loop.call_soon_threadsafe(hand_out)
+
+
+def _together(
+    first: Delta | Exception, others: "asyncio.Queue[Delta | Exception]"
+) -> list[Delta | Exception]:
+    """What is there already, pieces of one answer joined: every piece costs its listeners."""
+    joined: dict[int, Delta] = {}
+    said: Delta | Exception = first
+    while not isinstance(said, Exception):
+        before = joined.get(said.index)
+        joined[said.index] = said if before is None else before + said
+        if others.empty():
+            return list(joined.values())
+        said = others.get_nowait()
+    return [*joined.values(), said]
 
 
 def _free(device: torch.device) -> int:

@@ -93,6 +93,16 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: Finish | None = None
 
+    def __add__(self, later: "Delta") -> "Delta":
+        """Both as one; `later` is the next of the same answer."""
+        return Delta(
+            self.index,
+            self.text + later.text,
+            self.tokens + later.tokens,
+            self.logprobs + later.logprobs,
+            later.finish,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Size:

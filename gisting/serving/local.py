@@ -9,6 +9,7 @@ measured at a time.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import TypeVar
 
 from gisting.errors import PromptError
@@ -20,6 +21,9 @@ from gisting.store import GistKey, GistStore
 
 LONG_TEXT = 16_000
 """Characters that take the tokenizer some milliseconds."""
+
+KEYS = 256
+"""Instructions whose token ids are remembered: the same ones come again and again."""
 
 T = TypeVar("T")
 
@@ -45,6 +49,7 @@ class Local:
         seconds: Callable[[], float],
     ) -> None:
         self._model, self._store, self._max_length = model, store, max_length
+        self._key = lru_cache(KEYS)(lambda text, k: GistKey.of(model, text, k))
         self._once = Once(max_waiting, seconds)
         self._compressing = ThreadPoolExecutor(4, thread_name_prefix="gisting compress")
         self._measuring = ThreadPoolExecutor(1, thread_name_prefix="gisting measure")
@@ -54,7 +59,10 @@ class Local:
     ) -> tuple[str, Gist]:
         """See `Engine.compress`."""
         k = self._model.check_k(num_gist_tokens)
-        key = await aside(len(instruction), lambda: GistKey.of(self._model, instruction, k))
+        if len(instruction) > LONG_TEXT:
+            key = await asyncio.to_thread(GistKey.of, self._model, instruction, k)
+        else:
+            key = self._key(instruction, k)
         tokens = len(key.tokens) + k
         if self._max_length is not None and tokens > self._max_length:
             raise PromptError(

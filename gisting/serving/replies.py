@@ -60,9 +60,10 @@ class Reply:
         self._first: Delta | None = None
         self.deadline = 0.0
 
-    async def begin(self, streams: Sequence[AsyncIterator[Delta]], deadline: float) -> None:
+    async def begin(self, streams: Sequence[AsyncGenerator[Delta, None]], deadline: float) -> None:
         """Wait for the first piece: only then is it known whether there is an answer."""
-        self._source = _merged(streams, self._n)
+        # one stream needs no task of its own
+        self._source = _merged(streams, self._n) if len(streams) > 1 else streams[0]
         self.deadline = deadline
         try:
             self._first = await self._next()

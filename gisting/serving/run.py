@@ -6,6 +6,7 @@ it leaves at once.
 
 import asyncio
 import socket
+import sys
 import time
 from contextlib import ExitStack
 from types import FrameType
@@ -19,6 +20,10 @@ from gisting.serving.logs import log, tell_of_loop
 from gisting.serving.service import Service
 
 LAST = 2  # seconds for connections to close, once nothing runs any more
+
+SWITCH = 1e-4
+"""Seconds after which a thread lets another have the interpreter. The one that decodes asks for it
+after every operation; at Python's 5 ms it stands still whenever the event loop has much to say."""
 
 
 class Server(uvicorn.Server):
@@ -100,5 +105,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(app: FastAPI, found: socket.socket) -> None:
     """Serve until a signal comes; returns when all has ended."""
+    sys.setswitchinterval(SWITCH)
     Server(app).run(sockets=[found])
     log.info("ended")

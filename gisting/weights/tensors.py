@@ -143,11 +143,12 @@ def _entries(file: Path) -> dict[str, Entry]:
                     raise ValueError(f"it holds {name!r}, which is no tensor")
                 if tensor.device.type != "cpu" or tensor.layout != torch.strided:
                     raise ValueError(f"{name} has no numbers, or not all")  # meta, sparse
-                shape, dtype = tuple(tensor.shape), tensor.dtype
+                shape = tuple(tensor.shape)
+                dtype: torch.dtype | None = tensor.dtype
             else:
                 piece = source.get_slice(name)
                 shape, dtype = tuple(piece.get_shape()), DTYPES.get(piece.get_dtype())
-            if dtype not in DTYPES.values():
+            if dtype is None or dtype not in DTYPES.values():
                 raise OptionError(
                     f"{name} in {file} is no float32, bfloat16 or float16 tensor; weight diffs are "
                     "made of those alone"

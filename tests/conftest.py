@@ -1,6 +1,8 @@
-"""Every test runs offline, without the user's caches, and on one thread."""
+"""Every test runs offline, without the user's caches, on one thread, and leaves logging alone."""
 
+import logging
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,30 @@ os.environ.update(
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+LOGGERS = ("", "gisting", "uvicorn", "py.warnings")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Put logging back after each test.
+
+    `gisting serve` and Hydra set it up for the process they think they have to themselves; what
+    they leave would write to the captured standard error of a test that has ended. A hook and no
+    fixture, so that fixtures of a whole module are inside too.
+    """
+    before = []
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        before.append((logger, logger.handlers[:], logger.level, logger.propagate))
+    try:
+        return (yield)
+    finally:
+        logging.captureWarnings(False)
+        for logger, handlers, level, propagate in before:
+            logger.handlers = handlers
+            logger.setLevel(level)
+            logger.propagate = propagate
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """A real server on loopback, in a thread of this process."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import httpx
 import openai
+import pytest
 
 from gisting.serving.app import make_app
 from gisting.serving.run import Server, listen
@@ -43,6 +45,15 @@ def wait_for(what: Callable[[], bool]) -> None:
     while not what():
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def spoken(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """What the server's process logged; the client in this process has loggers of its own."""
+    return [
+        record
+        for record in caplog.records
+        if record.name.partition(".")[0] not in ("httpx", "httpcore", "openai")
+    ]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeEngine
-from http_running import Running, running, wait_for
+from http_running import Running, running, spoken, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 
 from gisting.serving import connection
@@ -41,7 +41,7 @@ def metrics(server: Running) -> dict[tuple[str, ...], float]:
 def told(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     """The request lines."""
     return [
-        record.__dict__["facts"] for record in caplog.records if record.getMessage() == "request"
+        record.__dict__["facts"] for record in spoken(caplog) if record.getMessage() == "request"
     ]
 
 
@@ -106,7 +106,7 @@ def test_one_line_for_each_request_and_no_prompts_in_it(
     assert 0 < first["first_token"] <= first["seconds"] < 30
     assert [one["status"] for one in others] == [200, 201, 200, 400, 500]
     formatter = JsonLines()
-    lines = [formatter.format(record) for record in caplog.records]
+    lines = [formatter.format(record) for record in spoken(caplog)]
     assert "1234" not in "".join(lines)
     crash = json.loads(next(line for line in lines if "a request failed" in line))
     assert (crash["error"], crash["level"], crash["id"]) == (
@@ -138,22 +138,15 @@ def test_an_id_that_is_not_sane_is_replaced(server: Running, given: str) -> None
 
 
 def test_logs_are_json_whoever_speaks(capsys: pytest.CaptureFixture[str]) -> None:
-    names = ("", "gisting", "uvicorn", "py.warnings")
-    before = {name: logging.getLogger(name).__dict__.copy() for name in names}
+    start_logging(log_prompts=False)
+    logging.getLogger("gisting.serving").info("hello", extra={"facts": {"a": 1}})
+    logging.getLogger("somebody.else").warning("careful")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("mind the gap", UserWarning, stacklevel=1)
     loop = asyncio.new_event_loop()
-    try:
-        start_logging(log_prompts=False)
-        logging.getLogger("gisting.serving").info("hello", extra={"facts": {"a": 1}})
-        logging.getLogger("somebody.else").warning("careful")
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.warn("mind the gap", UserWarning, stacklevel=1)
-        tell_of_loop(loop, {"message": "never retrieved", "exception": ValueError(SECRET)})
-    finally:
-        loop.close()
-        logging.captureWarnings(False)
-        for name, state in before.items():
-            logging.getLogger(name).__dict__.update(state)
+    tell_of_loop(loop, {"message": "never retrieved", "exception": ValueError(SECRET)})
+    loop.close()
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [line["level"] for line in lines] == ["info", "warning", "warning", "error"]
     assert (lines[0]["event"], lines[0]["a"]) == ("hello", 1)

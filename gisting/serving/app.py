@@ -71,7 +71,7 @@ def make_app(
     )
     app.state.service = service
     for routes in (chat, completions, models, gists, health, playground):
-        app.router.routes.extend(routes.router.routes)  # FastAPI walks included ones at each request
+        app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_failure)
     app.add_middleware(Door, keys=keys, max_body=chosen.max_body)

@@ -130,7 +130,7 @@ def test_without_servers_it_says_so(server: Running, fakes: list[FakeVllm]) -> N
 def test_a_client_that_leaves_is_told_to_vllm(server: Running, fakes: list[FakeVllm]) -> None:
     server.client().chat.completions.create(**ASK)
     for fake in fakes:
-        fake.pause = 0.05
+        fake.pause = 0.2
     ask = ASK | {"max_tokens": 200}
     stream = server.client().chat.completions.create(**ask, stream=True)
     next(iter(stream))

@@ -20,6 +20,7 @@ import httpx2
 
 from gisting.errors import OptionError
 from gisting.integrations.server import weights_of
+from gisting.serving.vllm.closing import ClosingTransport
 from gisting.serving.vllm.wire import (
     BrokenError,
     EndpointError,
@@ -46,7 +47,10 @@ def client_of(key: str | None) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(
         headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=httpx2.Timeout(None, connect=CONNECT),
-        limits=httpx2.Limits(max_connections=None, keepalive_expiry=IDLE),
+        transport=ClosingTransport(
+            limits=httpx2.Limits(max_connections=None, keepalive_expiry=IDLE),
+            trust_env=False,
+        ),
         trust_env=False,  # no proxies: these are machines of our own
     )
 

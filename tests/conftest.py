@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -30,6 +31,10 @@ def pytest_runtest_protocol() -> Generator[None, object, object]:
     they leave would write to the captured standard error of a test that has ended. A hook and no
     fixture, so that fixtures of a whole module are inside too.
     """
+    if (absl := sys.modules.get("absl.logging")) is not None:
+        # Imported by a test, it holds that test's standard error; Hydra ends all handlers, and this
+        # one closes what it holds: a file that pytest still needs.
+        absl.get_absl_handler().python_handler.stream = sys.__stderr__
     before = []
     for name in LOGGERS:
         logger = logging.getLogger(name)

@@ -170,6 +170,9 @@ class RoomyRows(Rows):
         self.model, self.logits = model, logits
         self.extent = Extent(rows=len(padding), start=0, end=padding.shape[1])
         self.lengths = padding.sum(-1)
+        # columns from a row's first token on: more than its tokens, where it is padded between a
+        # gist and a shorter input
+        self.spans = padding.shape[1] - padding.argmax(-1)
         self.padding = padding[:, None, :, None].clone()  # shaped as the others
         layers: list[Any] = cache.layers
         self.layers = [RoomyLayer(self.extent, one.keys, one.values) for one in layers]
@@ -187,7 +190,7 @@ class RoomyRows(Rows):
             past_key_values=self.cache,
         )
         used.end += 1
-        self.lengths = self.lengths + 1
+        self.lengths, self.spans = self.lengths + 1, self.spans + 1
         self.logits = output.logits[:, -1]
 
     def join(self, other: Self) -> None:
@@ -205,6 +208,7 @@ class RoomyRows(Rows):
             ]
         used.rows += theirs.rows
         self.lengths = torch.cat([self.lengths, other.lengths])
+        self.spans = torch.cat([self.spans, other.spans])
         self.logits = torch.cat([self.logits, other.logits])
 
     def drop(self, rows: Sequence[int]) -> list[int]:
@@ -221,8 +225,9 @@ class RoomyRows(Rows):
                 tensor[moved] = tensor[sources]
         kept = torch.tensor(order, device=self.lengths.device, dtype=torch.long)
         self.lengths, self.logits = self.lengths[kept], self.logits[kept]
+        self.spans = self.spans[kept]
         used.rows = len(order)
-        used.start = used.end - int(self.lengths.max()) if order else used.end
+        used.start = used.end - int(self.spans.max()) if order else used.end
         return order
 
     def repeat(self, rows: Sequence[int]) -> None:
@@ -232,6 +237,7 @@ class RoomyRows(Rows):
             layer.keys, layer.values = layer.keys[chosen], layer.values[chosen]
         self.padding, self.extent.rows = self.padding[chosen], len(rows)
         self.lengths, self.logits = self.lengths[chosen], self.logits[chosen]
+        self.spans = self.spans[chosen]
 
     def _tensors(self) -> list[Tensor]:
         """All that has rows and columns, each [rows, ·, columns, ·]."""

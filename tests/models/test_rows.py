@@ -154,3 +154,26 @@ def test_rows_of_a_wave_leave(family: str = "t5") -> None:
     for number in here:
         assert said(model, made[number]) == expected(model, gist, inputs[number])
     assert PAD not in made[0]
+
+
+def test_a_gist_is_not_cut_off_where_its_input_is_shorter_than_others() -> None:
+    """Rows that begin together are padded between gist and input; the longest one leaves first."""
+    model = tiny_gist_model()
+    gists = [model.compress(text, num_gist_tokens=1) for text in ("Translate.", "Count.", "Sing.")]
+    inputs = ["a much longer input than the others", "one", ""]
+    wanted = [expected(model, gist, text) for gist, text in zip(gists, inputs, strict=True)]
+    rows = begin(model, inputs, Gist.stack(gists))
+    logits = rows.logits
+    assert rows.drop([0]) == [2, 1]
+    assert torch.equal(rows.logits, logits[[2, 1]])
+    made: list[list[int]] = [[], []]
+    for _ in range(ANSWER):
+        chosen = greedy(rows)
+        for answer, token in zip(made, chosen.tolist(), strict=True):
+            answer.append(token)
+        rows.step(chosen)
+    alone = begin(model, [inputs[1]], gists[1])
+    for token in made[1]:
+        alone.step(torch.tensor([token]))
+    assert torch.allclose(rows.logits[1], alone.logits[0], atol=1e-4)
+    assert [said(model, tokens) for tokens in made] == [wanted[2], wanted[1]]

@@ -73,26 +73,30 @@ def tokenize_rows(
     try:
         import datasets
         from datasets.exceptions import DatasetGenerationError
+        from filelock import FileLock
     except ImportError as error:
         raise MissingExtraError("datasets", "train") from error
 
     for number, row in enumerate(examples):
         check_example(row, number)
     target = folder / digest(examples, encoder)
-    if overwrite or not (target / "dataset_info.json").is_file():
-        log.info("tokenizing %d rows into %s", len(examples), target)
-        try:
-            _write(examples, encoder, target)
-        except DatasetGenerationError as error:
-            if isinstance(error.__cause__, GistingError):
-                raise error.__cause__ from None
-            raise
-        except OSError as error:
-            raise SaveError(
-                f"could not write tokenized rows to {folder}: {error.strerror or error}; free "
-                "space, or choose another model.cache_dir"
-            ) from error
-    table = datasets.load_from_disk(str(target))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # jobs of a sweep want the same rows at the same time: one makes them, the others read
+        with FileLock(folder / f".{target.name}.lock"):
+            if overwrite or not (target / "dataset_info.json").is_file():
+                log.info("tokenizing %d rows into %s", len(examples), target)
+                _write(examples, encoder, target)
+            table = datasets.load_from_disk(str(target))
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, GistingError):
+            raise error.__cause__ from None
+        raise
+    except OSError as error:
+        raise SaveError(
+            f"could not write tokenized rows to {folder}: {error.strerror or error}; free "
+            "space, or choose another model.cache_dir"
+        ) from error
     dropped = len(examples) - len(table)
     if dropped:
         log.warning("%d of %d rows left out: empty output", dropped, len(examples))
@@ -125,11 +129,7 @@ def _write(examples: Sequence[Example], encoder: PromptEncoder, target: Path) ->
         )
         table.save_to_disk(f"{scratch}/kept")
         shutil.rmtree(target, ignore_errors=True)
-        try:
-            Path(scratch, "kept").rename(target)
-        except OSError:
-            if not target.is_dir():  # another process may have been first, with the same rows
-                raise
+        Path(scratch, "kept").rename(target)
 
 
 def _encoded(examples: Sequence[Example], encoder: PromptEncoder) -> Iterator[dict[str, list[int]]]:

@@ -1,5 +1,6 @@
 """Rows tokenized into files: the same ids, found again, never another's."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ ROWS = [
     Example("Say nothing.", "", ""),
     Example("Count to three.", "", "1 2 3"),
 ]
+
+
+def folders(place: Path) -> list[Path]:
+    return [path for path in place.iterdir() if path.is_dir()]
 
 
 @pytest.fixture
@@ -35,13 +40,13 @@ def test_rows_are_those_encoded_in_memory(encoder: PromptEncoder, tmp_path: Path
 
 def test_the_same_rows_are_found_again(encoder: PromptEncoder, tmp_path: Path) -> None:
     tokenize_rows(ROWS, encoder, tmp_path)
-    [made] = tmp_path.iterdir()
+    [made] = folders(tmp_path)
     before = made.stat().st_mtime_ns
     tokenize_rows(ROWS, encoder, tmp_path)
-    assert list(tmp_path.iterdir()) == [made]
+    assert folders(tmp_path) == [made]
     assert made.stat().st_mtime_ns == before
     tokenize_rows(ROWS, encoder, tmp_path, overwrite=True)
-    assert list(tmp_path.iterdir()) == [made]
+    assert folders(tmp_path) == [made]
     assert made.stat().st_mtime_ns > before
 
 
@@ -52,7 +57,7 @@ def test_other_texts_or_another_template_are_other_rows(
     other = PromptEncoder(encoder.tokenizer, InstructionTemplate("\nAnswer:"), encoder.gist_id)
     second = tokenize_rows(ROWS, other, tmp_path)
     third = tokenize_rows([ROWS[2]], encoder, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(folders(tmp_path)) == 3
     assert first[0].input != second[0].input
     assert third[0] == first[1]
 
@@ -68,3 +73,14 @@ def test_a_folder_that_cannot_be_made_is_named(encoder: PromptEncoder, tmp_path:
     (tmp_path / "rows").write_text("a file")
     with pytest.raises(SaveError, match=r"could not write tokenized rows to .*rows.*cache_dir"):
         tokenize_rows(ROWS, encoder, tmp_path / "rows")
+
+
+def test_many_at_once_make_the_same_rows_once(
+    encoder: PromptEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "gisting")
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: tokenize_rows(ROWS, encoder, tmp_path), range(8)))
+    rows = [[one[i] for i in range(len(one))] for one in made]
+    assert all(each == rows[0] for each in rows)
+    assert sum("tokenizing" in record.message for record in caplog.records) == 1

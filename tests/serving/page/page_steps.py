@@ -17,7 +17,9 @@ def compress(page: Page, instruction: str, k: str | None = None) -> None:
 
 def ask(page: Page, text: str) -> None:
     page.get_by_label("Input", exact=True).fill(text)
-    page.get_by_role("button", name="Ask").click()
+    button = page.get_by_role("button", name="Ask")
+    expect(button).not_to_have_attribute("aria-disabled", "true")  # the last answer has ended
+    button.click()
 
 
 def facts(page: Page, side: str) -> dict[str, str]:

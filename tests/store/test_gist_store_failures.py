@@ -266,7 +266,7 @@ import os
 import sys
 from functools import partial
 sys.path.insert(0, sys.argv[2])
-from conftest import holds, make_pair
+from store_pairs import holds, make_pair
 from gisting.errors import GistingError
 from gisting.store import GistStore
 

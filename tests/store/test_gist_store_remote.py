@@ -6,8 +6,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from conftest import holds
 from moto.server import ThreadedMotoServer
+from store_pairs import holds
 
 from gisting.errors import GistFileError, MissingExtraError, OptionError, SaveError
 from gisting.gist import Gist
@@ -17,19 +17,29 @@ Make = Callable[..., tuple[GistKey, Gist]]
 Open = Callable[[str], GistStore]
 
 
-def point_s3_at(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    import s3fs
+@pytest.fixture
+def point_s3_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Has s3:// mean this endpoint; connections to it end with the test."""
+    from fsspec.asyn import sync
+    from s3fs import S3FileSystem
 
-    s3fs.S3FileSystem.clear_instance_cache()
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
+    def point(endpoint: str) -> None:
+        for name, value in {
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_MAX_ATTEMPTS": "1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            monkeypatch.setenv(name, value)
+
+    S3FileSystem.clear_instance_cache()
+    yield point
+    # Left to itself, s3fs gives closing a tenth of a second: on a busy machine sockets stay open.
+    for opened in S3FileSystem._cache.values():
+        sync(opened.loop, opened.s3.close)
+    S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +52,12 @@ def s3() -> Iterator[str]:
 
 
 @pytest.fixture(params=["memory", "s3"])
-def url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def url(request: pytest.FixtureRequest) -> str:
     bucket = f"bucket-{uuid4().hex}"
     if request.param == "s3":
         import fsspec
 
-        point_s3_at(monkeypatch, request.getfixturevalue("s3"))
+        request.getfixturevalue("point_s3_at")(request.getfixturevalue("s3"))
         fsspec.filesystem("s3").mkdir(bucket)
     return f"{request.param}://{bucket}/gists of mine"
 
@@ -168,11 +178,11 @@ def test_expired_gists_are_collected(at: Open, url: str, pair: Make) -> None:
 
 
 @pytest.fixture
-def unreachable(monkeypatch: pytest.MonkeyPatch) -> str:
+def unreachable(point_s3_at: Callable[[str], None]) -> str:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    point_s3_at(monkeypatch, f"http://127.0.0.1:{port}")
+    point_s3_at(f"http://127.0.0.1:{port}")
     return "s3://bucket/gists"
 
 
@@ -192,9 +202,9 @@ def test_a_place_that_is_down_stops_reading_and_writing_in_one_line(
 
 
 def test_no_bucket_is_made_by_itself(
-    s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: Make
+    s3: str, point_s3_at: Callable[[str], None], tmp_path: Path, pair: Make
 ) -> None:
-    point_s3_at(monkeypatch, s3)
+    point_s3_at(s3)
     store = GistStore(f"s3://nobodys-{uuid4().hex}/gists", cache_dir=tmp_path / "cache")
     with pytest.raises(SaveError, match="cannot be written"):
         store.put(*pair())

@@ -133,7 +133,7 @@ async function ask() {
     const first = sides.gist.ask(input, { gist: chosen.id }, settings);
     if ($("turns").checked) await first;
     await Promise.all([first, sides.full.ask(input, { gist: "off" }, settings)]);
-    $("input").value = "";
+    if ($("input").value === input) $("input").value = ""; // else the next one is being written
     $("input").focus();
   } finally {
     $("halt").disabled = true;

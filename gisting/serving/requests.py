@@ -6,8 +6,10 @@ Knows nothing about batches or threads: who calls what from where is the worker'
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from random import Random
 
 from gisting.gist import Gist
@@ -15,6 +17,11 @@ from gisting.models.streaming import Growing
 from gisting.serving.engine import Delta, Finish, Sampling, TokenLogprob
 
 Decode = Callable[[list[int]], str]
+
+PIECE_SECONDS = 0.03
+"""Text that comes sooner than this after the last piece waits for the next one. Every piece costs
+the event loop and the client far more than a token costs a small model, and nobody reads so fast;
+a model that takes longer for a token has each of its tokens told at once."""
 
 
 @dataclass(eq=False, slots=True)
@@ -66,6 +73,7 @@ class Answer:
     def __init__(
         self, request: Request, index: int, decode: Decode, name: Decode, ends: Collection[int]
     ) -> None:
+        self._held, self._told_at = "", -inf
         self.request, self.index, self.done = request, index, False
         seed = request.sampling.seed
         self.chance = Random() if seed is None else Random(f"{seed} {index}")
@@ -77,6 +85,8 @@ class Answer:
     def take(self, token: int, likely: Sequence[tuple[int, float]] = ()) -> Delta | None:
         """Append a token; returns what there is to say, None while all is held back.
 
+        The first text is told at once, and what follows at most every `PIECE_SECONDS`.
+
         An end token counts as drawn, but is no text and has no log-probability.
 
         Args:
@@ -84,23 +94,24 @@ class Answer:
         """
         self._drawn += 1
         finish: Finish | None = None
-        text = ""
         if token in self._ends:
             finish = "stop"
         else:
-            text = self._text.push(token)
+            self._held += self._text.push(token)
             self._note(likely)
             if self._text.stopped:
                 finish = "stop"
             elif self._drawn == self.request.sampling.max_tokens:
                 finish = "length"
+        now = time.monotonic()
         if finish is not None:
             self.done = True
-            text += self._text.rest()
-        elif not text:
+            self._held += self._text.rest()
+        elif not self._held or now - self._told_at < PIECE_SECONDS:
             return None
-        delta = Delta(self.index, text, self._drawn - self._told, tuple(self._logprobs), finish)
-        self._told, self._logprobs = self._drawn, []
+        new, logprobs = self._drawn - self._told, tuple(self._logprobs)
+        delta = Delta(self.index, self._held, new, logprobs, finish)
+        self._told, self._told_at, self._held, self._logprobs = self._drawn, now, "", []
         return delta
 
     def _note(self, likely: Sequence[tuple[int, float]]) -> None:

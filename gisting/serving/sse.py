@@ -1,14 +1,14 @@
 """Answers as server-sent events: `data: {...}` and an empty line, `data: [DONE]` at the end."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import orjson
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from gisting.serving.failures import failure_of, internal
+from gisting.serving.failures import Json, failure_of, internal
 from gisting.serving.logs import log
 from gisting.serving.replies import Reply
 
@@ -40,17 +40,13 @@ class Events(StreamingResponse):
 async def _events(chunks: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[bytes]:
     try:
         async for chunk in chunks:
-            yield _event(chunk)
+            yield b"data: " + orjson.dumps(chunk) + b"\n\n"
     except Exception as error:
         # the status is sent already: the failure is an event, which OpenAI's clients raise
         failure = failure_of(error)
         if failure is None:
             log.exception("a stream failed")
             failure = internal()
-        yield _event(failure.to_json())
+        yield b"data: " + Json(failure.to_json()).body + b"\n\n"
         return
     yield b"data: [DONE]\n\n"
-
-
-def _event(value: Mapping[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"

@@ -187,8 +187,6 @@ def _parse(raw: Mapping[str, Any]) -> TrainingConfig:
             say_unused(f"training.{key}", IGNORED[key])
         hf[key] = value
     data = {**raw.get("data", {})}
-    if "tasks" in data:
-        data["tasks"] = _make(TaskConfig, "data.tasks", data["tasks"] or {})
     limits = {key: data.pop(key, None) for key in ("max_train_samples", "max_eval_samples")}
     for key, value in limits.items():
         if value is not None and (type(value) is not int or value < 1):
@@ -201,7 +199,7 @@ def _parse(raw: Mapping[str, Any]) -> TrainingConfig:
     check_teacher(objective, lora, pretrained=model.pretrained)
     return TrainingConfig(
         model=model,
-        data=_make(DataConfig, "data", data),
+        data=parse_data(data),
         gist=gist,
         lora=lora,
         hf=hf,
@@ -213,6 +211,23 @@ def _parse(raw: Mapping[str, Any]) -> TrainingConfig:
         packing=parse_packing(training.get("packing")),
         **limits,
     )
+
+
+def parse_data(raw: Mapping[str, Any]) -> DataConfig:
+    """`data` (raises OptionError); `splits` is a name, or a list of them."""
+    given = {**raw}
+    if "tasks" in given:
+        given["tasks"] = _make(TaskConfig, "data.tasks", given["tasks"] or {})
+    splits = given.get("splits")
+    if splits is not None:
+        names = (splits,) if isinstance(splits, str) else splits
+        if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
+            raise OptionError(f"data.splits is a name, or a list of them, not {splits!r}")
+        given["splits"] = tuple(names)
+    data: DataConfig = _make(DataConfig, "data", given)
+    check_switch("data.pretokenize", data.pretokenize)
+    check_switch("data.overwrite_cache", data.overwrite_cache)
+    return data
 
 
 def parse_gist(raw: Mapping[str, Any]) -> GistArguments:

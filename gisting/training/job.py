@@ -143,7 +143,9 @@ def _run(
         if last is not None:
             log.warning("going on from %s", last)
         outcome = trainer.train(resume_from_checkpoint=None if last is None else str(last))
-        if args.save_strategy != "no":
+        if args.save_strategy == "no":
+            log.warning("the trained model is not kept: training.save_strategy=no")
+        else:
             if adapted is not None and merges(config.lora, args):
                 trainer.save_merged(adapted)
             else:

@@ -8,9 +8,16 @@ from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
 from gisting.model import GistModel
+from gisting.serving import requests
 from gisting.serving.engine import Delta, Sampling
 from gisting.serving.requests import Answer, Request
 from gisting.testing import EOS, byte_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token is told by itself, whatever time it is."""
+    monkeypatch.setattr(requests, "PIECE_SECONDS", 0.0)
 
 
 def answer(tokenizer: PreTrainedTokenizerFast, *stop: str) -> Answer:
@@ -56,6 +63,24 @@ def test_what_may_become_a_stop_string_is_held_back() -> None:
     assert "".join(d.text for d in found) == "one E two"
     assert found[-1].finish == "stop"
     assert [d.text for d in found[:2]] == ["o", "n"]  # and what cannot become one is told at once
+
+
+def test_what_comes_too_soon_after_a_piece_waits_for_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer, now = byte_tokenizer(), 100.0
+    monkeypatch.setattr(requests, "PIECE_SECONDS", 0.03)
+    monkeypatch.setattr(requests.time, "monotonic", lambda: now)
+    answering = answer(tokenizer)
+    said = []
+    for id in tokenizer("abcdefgh", add_special_tokens=False)["input_ids"]:
+        said.append(answering.take(id))
+        now += 0.01
+    last = answering.take(EOS)
+    assert [d and (d.text, d.tokens) for d in said] == [
+        ("a", 1), None, None, ("bcd", 3), None, None, ("efg", 3), None,
+    ]  # fmt: skip
+    assert last is not None and (last.text, last.tokens, last.finish) == ("h", 2, "stop")
 
 
 @pytest.mark.parametrize("kind", ["bytes", "words", "embedded"])

@@ -46,7 +46,7 @@ def test_whole_streamed_stopped_and_with_log_probabilities(tiny: Running) -> Non
         assert one.top_logprobs[0].token == one.token and len(one.top_logprobs) == 3
         assert one.logprob == pytest.approx(one.top_logprobs[0].logprob) and one.logprob <= 0
     pieces = [c.choices[0].delta.content or "" for c in ask(tiny, max_tokens=12, stream=True)]
-    assert "".join(pieces) == expected and len(pieces) > 5
+    assert "".join(pieces) == expected and len(pieces) >= 3  # role, text, end
     stop = expected[4:6]
     stopped = ask(tiny, max_tokens=12, stop=stop)
     assert stopped.choices[0].message.content == expected[: expected.index(stop)]

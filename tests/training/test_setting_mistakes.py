@@ -39,6 +39,8 @@ def test_weights_of_conditions_replace_those_of_a_group(capsys: pytest.CaptureFi
         ("training.gist.num_gist_tokens=null", "is a whole number, or a list of them, not None"),
         ("training.gist.num_gist_tokens=abc", "is a whole number, or a list of them, not 'abc'"),
         ("training.gist.num_gist_tokens=[1,0]", "must be at least 1, not [1, 0]"),
+        ("data.splits=5", "data.splits is a name, or a list of them, not 5"),
+        ("data.pretokenize=abc", "data.pretokenize must be true or false, not 'abc'"),
     ],
 )
 def test_a_value_that_means_nothing(
@@ -70,6 +72,20 @@ def test_a_score_nobody_computes_is_forgotten_where_no_checkpoint_is_chosen(tmp_
     args = config(metric_for_best_model="unseen_rougeL").training_arguments(tmp_path)
     check_best_metric(args, {"validation": []})
     assert args.metric_for_best_model is None
+
+
+def test_one_split_needs_no_list() -> None:
+    assert parse_config({"data": {"splits": "train"}}).data.splits == ("train",)
+
+
+def test_a_run_that_keeps_no_model_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = ["training.do_eval=false", "training.eval_strategy=no", "training.save_strategy=no"]
+    ends += ["training.load_best_model_at_end=false", f"training.output_dir={tmp_path}"]
+    assert main(["train", *SMALL, *ends]) == 0
+    assert "the trained model is not kept: training.save_strategy=no" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_t5_from_random_weights_needs_no_start_token(tmp_path: Path) -> None:

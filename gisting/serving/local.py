@@ -69,11 +69,13 @@ class Local:
                 f"instruction and gist have {tokens} tokens, more than the {self._max_length} "
                 "allowed here; shorten the instruction"
             )
-        gist = await self._run(
-            key.id,
-            self._compressing,
-            lambda: self._store.get_or_compress(self._model, instruction, num_gist_tokens=k),
-        )
+        gist = self._store.held(key)
+        if gist is None:
+            gist = await self._run(
+                key.id,
+                self._compressing,
+                lambda: self._store.get_or_compress(self._model, instruction, num_gist_tokens=k),
+            )
         return key.id, gist
 
     async def measure(

@@ -5,6 +5,7 @@ it leaves at once.
 """
 
 import asyncio
+import gc
 import socket
 import sys
 import time
@@ -51,6 +52,8 @@ class Server(uvicorn.Server):
         """Start the engine, then say where to ask."""
         asyncio.get_running_loop().set_exception_handler(tell_of_loop)
         await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # libraries and model stay: each full collection would look at them all again
         assert sockets
         host, port = sockets[0].getsockname()[:2]
         name = f"[{host}]" if ":" in host else host

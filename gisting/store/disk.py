@@ -120,13 +120,21 @@ class Disk:
 
     def used(self, id: str | None, *counts: str) -> None:
         """Note that a gist was used, and count; written down a little later, all together."""
+        self.note(id, *counts)
+        if self.due:
+            self.flush()
+
+    def note(self, id: str | None, *counts: str) -> None:
+        """As `used`, and waits for no file."""
         with self._lock:
             if id is not None:
                 self._used[id] = time.time()
             self._counts.update(counts)
-            due = len(self._used) >= NOTED or time.monotonic() - self._noted > DELAY
-        if due:
-            self.flush()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write down what was noted."""
+        return len(self._used) >= NOTED or time.monotonic() - self._noted > DELAY
 
     def flush(self) -> None:
         """Write down what was noted; where that fails, it waits for the next time."""

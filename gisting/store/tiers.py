@@ -48,11 +48,9 @@ class Tiers:
         Raises:
             GistFileError: it was damaged and is in quarantine, and there is no other copy.
         """
-        held = self.memory.get(id)
+        held = self.held(id)
         if held is not None:
-            if held.stamp == self.disk.stamp(id) and not held.entry.expired(time.time()):
-                return held, "hits_memory"
-            self.memory.drop(id)  # removed, or written anew
+            return held, "hits_memory"
         found, tier, problem = None, "hits_disk", None
         try:
             found = self.disk.read(id)
@@ -65,6 +63,16 @@ class Tiers:
         if found is not None:
             self.memory.put(id, found)
         return found, tier
+
+    def held(self, id: str) -> Found | None:
+        """The gist with this id, where it is in memory and still is what the folder has."""
+        held = self.memory.get(id)
+        if held is None or (
+            held.stamp == self.disk.stamp(id) and not held.entry.expired(time.time())
+        ):
+            return held
+        self.memory.drop(id)  # removed, or written anew
+        return None
 
     def write(self, id: str, gist: Gist, label: Label) -> None:
         """Keep a gist; when this returns it survives a crash (raises SaveError)."""

@@ -45,6 +45,27 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+def test_what_is_held_in_memory_is_what_the_folder_has(
+    store: GistStore, pair: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, gist = pair(1)
+    assert store.held(key) is None
+    store.put(key, gist, ttl=1000)
+    assert store.held(key) is None  # nobody has read it yet
+    assert same(store.get(key), gist)
+    assert same(store.held(key), gist)
+    assert (store.stats()["hits_disk"], store.stats()["hits_memory"]) == (1, 1)
+    monkeypatch.setattr("gisting.store.disk.DELAY", -1.0)
+    assert store.held(key) is None  # uses are to be written down
+    monkeypatch.undo()
+    with GistStore(tmp_path / "store") as other:
+        other.put(key, replace(gist, tensors={n: t + 1 for n, t in gist.tensors.items()}))
+        assert store.held(key) is None
+        assert store.get(key) is not None and store.held(key) is not None
+        other.remove(key.id)
+    assert store.held(key) is None
+
+
 def test_what_goes_in_comes_out(store: GistStore, pair: Make, tmp_path: Path) -> None:
     for number, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16)):
         key, gist = pair(number)

@@ -40,7 +40,7 @@ def rouge_table(folders: Sequence[Path], *, seed: int = 0) -> Table:
     rows: list[dict[str, Cell]] = []
     for folder in folders:
         published = _published(folder / "rouge.csv")
-        for path in sorted((folder / "model_outputs").glob("*/outputs-*")):
+        for path in sorted((folder / "model_outputs").glob("*/outputs-*"), key=_counted):
             case, file = CASE.fullmatch(path.parent.name), FILE.fullmatch(path.name)
             if case is None or file is None:
                 continue
@@ -79,7 +79,7 @@ def judge_table(folders: Sequence[Path]) -> Table:
     """
     rows: list[dict[str, Cell]] = []
     for folder in folders:
-        for path in sorted((folder / "chatgpt").glob("*.json*")):
+        for path in sorted((folder / "chatgpt").glob("*.json*"), key=_counted):
             if path.name.endswith(".partial"):
                 continue
             tally, split = read_results(path).tally, SPLIT.search(path.name)
@@ -139,6 +139,12 @@ def efficiency_table(folders: Sequence[Path], *, seed: int = 0) -> Table:
 
 def _head(folder: Path, key: tuple[str, ...]) -> dict[str, Cell]:
     return {"source": folder.name, **dict(zip(KEYS, key, strict=True))}
+
+
+def _counted(path: Path) -> list[tuple[int, str]]:
+    """Sorts numbers in names as numbers: k = 2 before k = 10."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def _published(path: Path) -> dict[tuple[str, ...], float]:

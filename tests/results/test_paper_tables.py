@@ -66,6 +66,15 @@ def test_rouge_of_a_folder_of_our_own(tmp_path: Path) -> None:
     assert "RL" not in without
 
 
+def test_rows_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for k in (10, 2, 1):
+        folder = tmp_path / "model_outputs" / f"mine-gist-{k}"
+        folder.mkdir(parents=True)
+        (folder / "outputs-7-validation_seen.csv").write_text("x,y_pred,y_true\na,b,c\n")
+    found = [row["num_gist_tokens"] for row in rouge_table([tmp_path]).rows]
+    assert found == ["1", "2", "10"]
+
+
 def test_a_missing_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["results", "--reference", str(tmp_path / "none")]) == 2
     assert "none: no such folder" in capsys.readouterr().err

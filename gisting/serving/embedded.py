@@ -180,18 +180,24 @@ class Embedded(Engine):
         turns = prompt.turns if isinstance(prompt.turns, str) else tuple(prompt.turns)
         ids = self._ids("" if gist is not None else prompt.instruction, turns)
         request = Request(ids, gist, sampling, client)
-        if request.columns > self.max_length:
-            raise PromptError(
-                f"{request.columns} tokens (prompt and answer) are more than the "
-                f"{self.max_length} allowed here; shorten the prompt or max_tokens"
-            )
+        self._check_length(request.columns)
         return request
 
     def _encode(self, instruction: str, turns: Input) -> list[int]:
         encoder = self.model.encoder
         if not instruction:
-            return encoder.input(turns)
-        return encoder.prompt(instruction, turns, self.model.config.default_k)
+            ids = encoder.input(turns)
+        else:
+            ids = encoder.prompt(instruction, turns, self.model.config.default_k)
+        self._check_length(len(ids))  # what is refused here is not remembered either
+        return ids
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens > self.max_length:
+            raise PromptError(
+                f"{tokens} tokens (prompt and answer) are more than the {self.max_length} allowed "
+                "here; shorten the prompt or max_tokens"
+            )
 
     def _check_room(self, request: Request) -> None:
         if request.sampling.n > self.max_rows:

@@ -1,6 +1,7 @@
 """Too much at once, too much at all, leaving early, stopping, and steps that fail."""
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,21 @@ def test_no_more_tokens_than_were_allowed(tmp_path: Path, family: str) -> None:
         assert engine.store.entries() == []
 
     serving(tmp_path, tiny_gist_model(family), work, max_length=64)
+
+
+def test_prompts_that_were_refused_are_not_kept(tmp_path: Path) -> None:
+    async def work(engine: Embedded) -> None:
+        tracemalloc.start()
+        try:
+            for number in range(30):
+                with pytest.raises(PromptError, match="more than the 64 allowed here"):
+                    engine.size(Prompt("", f"{number} " + "x" * 100_000), None, Sampling(1))
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < 5_000_000  # the ids of one take 800 kB
+
+    serving(tmp_path, tiny_gist_model(), work, max_length=64)
 
 
 def test_an_engine_that_ended_says_so(tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ class Asking:
             gist.check(self._model.fingerprint, self._model.config.template, 1)
         turns = prompt.turns if isinstance(prompt.turns, str) else tuple(prompt.turns)
         ids = self._ids("" if gist is not None else prompt.instruction, turns)
-        return self._checked(Request(ids, gist, sampling, client))
+        request = Request(ids, gist, sampling, client)
+        self._check_length(request.columns)
+        return request
 
     def jobs(self, request: Request, id: str, what: str, *, whole: bool) -> list[Job]:
         """What servers are asked: once for all greedy answers, once for each drawn one.
@@ -89,7 +91,8 @@ class Asking:
     def to_compress(self, key: GistKey, instruction: str) -> Job:
         """Have a gist made and kept in the store (raises PromptError: it is too long)."""
         ids = [*key.tokens, *[self._model.gist_id] * key.num_tokens]
-        request = self._checked(Request(ids, None, Sampling(1), ""))
+        request = Request(ids, None, Sampling(1), "")
+        self._check_length(request.columns)
         errand = {"compress": key.to_json(), "instruction_sha256": instruction_hash(instruction)}
         return self._job(request, ids, errand, whole=True)
 
@@ -138,16 +141,18 @@ class Asking:
             ends=frozenset(self._ends),
         )
 
-    def _checked(self, request: Request) -> Request:
-        if self.max_length is not None and request.columns > self.max_length:
-            raise PromptError(
-                f"{request.columns} tokens (prompt and answer) are more than the "
-                f"{self.max_length} allowed here; shorten the prompt or max_tokens"
-            )
-        return request
-
     def _encode(self, instruction: str, turns: Input) -> list[int]:
         encoder = self._model.encoder
         if not instruction:
-            return encoder.input(turns)
-        return encoder.prompt(instruction, turns, self._model.config.default_k)
+            ids = encoder.input(turns)
+        else:
+            ids = encoder.prompt(instruction, turns, self._model.config.default_k)
+        self._check_length(len(ids))  # what is refused here is not remembered either
+        return ids
+
+    def _check_length(self, tokens: int) -> None:
+        if self.max_length is not None and tokens > self.max_length:
+            raise PromptError(
+                f"{tokens} tokens (prompt and answer) are more than the {self.max_length} allowed "
+                "here; shorten the prompt or max_tokens"
+            )

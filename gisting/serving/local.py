@@ -89,8 +89,7 @@ class Local:
             found = measure_fidelity(
                 self._model, instruction, gist.to(device=self._model.device), probes=given or None
             )
-            key = GistKey.of(self._model, instruction, gist.num_tokens)
-            self._store.put(key if key.id == id else None, with_fidelity(gist, found))
+            self._store.update(id, with_fidelity(gist, found))
             return found.to_json()
 
         return await self._run(("measure", id, instruction, given), self._measuring, work)

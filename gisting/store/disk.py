@@ -82,8 +82,11 @@ class Disk:
         except OSError:
             return None
 
-    def write(self, entry: Entry, data: bytes) -> None:
+    def write(self, entry: Entry, data: bytes, *, again: bool = False) -> bool:
         """Keep a gist's bytes; when this returns they survive a crash.
+
+        Args:
+            again: only where there still is one with this id; False: there is none any more.
 
         Raises:
             SaveError: no room by the quota or on the disk, or not writable.
@@ -93,15 +96,18 @@ class Disk:
             self._check_fits(entry.num_bytes, 0)
             written = self.folder.write(data)
 
-            def commit(index: Index) -> None:
+            def commit(index: Index) -> bool:
                 with index.transaction():
+                    if again and self.folder.stamp(entry.id) is None:
+                        return False
                     self._make_room(index, entry.id, entry.num_bytes)
                     if written.exists():  # else this is the second try, with a new index
                         self.folder.name(written, entry.id)
                     index.put(entry)
+                    return True
 
             try:
-                self._run(commit)
+                return self._run(commit)
             finally:
                 written.unlink(missing_ok=True)
 

@@ -21,6 +21,7 @@ from gisting.errors import GistFileError, GistMismatchError, OptionError, SaveEr
 from gisting.gist import Gist
 from gisting.store.entry import Entry, Label, check_id, content_id
 from gisting.store.flight import SingleFlight
+from gisting.store.folder import Found
 from gisting.store.key import GistKey
 from gisting.store.remote import Remote, cache_of
 from gisting.store.tiers import Tiers
@@ -168,6 +169,20 @@ class GistStore:
         self._tiers.write(id, gist, Label(key=key, created=now, expires=expires, pinned=pinned))
         return id
 
+    def update(self, id: str, gist: Gist) -> None:
+        """Keep what is known of a stored gist now (`with_fidelity`); its pin and time stay.
+
+        Raises:
+            OptionError: it is no id.
+            GistMismatchError: this is another gist than the one with this id.
+            GistFileError: there is none (any more).
+            SaveError: it could not be written.
+        """
+        found = self._found(id)
+        if content_id(gist) != content_id(found.gist):
+            raise GistMismatchError(f"this is not the gist {id}")
+        self._rewrite(found, gist, found.label)
+
     def get_or_compress(
         self,
         model: "GistModel",
@@ -309,12 +324,20 @@ class GistStore:
         return gist
 
     def _relabel(self, id: str, **changes: Any) -> None:
+        found = self._found(id)
+        label = replace(found.label, **changes)
+        if label != found.label or found.stamp is None:  # what is in memory alone may fit now
+            self._rewrite(found, found.gist, label)
+
+    def _found(self, id: str) -> Found:
         found, _ = self._tiers.look(check_id(id))
         if found is None:
             raise self._nothing(id)
-        label = replace(found.label, **changes)
-        if label != found.label:
-            self._tiers.write(id, found.gist, label)
+        return found
+
+    def _rewrite(self, found: Found, gist: Gist, label: Label) -> None:
+        if not self._tiers.write(found.entry.id, gist, label, over=found):
+            raise self._nothing(found.entry.id)
 
     def _nothing(self, id: str) -> GistFileError:
         return GistFileError(f"no gist {id} in {self.place}; see gisting store ls")

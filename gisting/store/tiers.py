@@ -74,14 +74,27 @@ class Tiers:
         self.memory.drop(id)  # removed, or written anew
         return None
 
-    def write(self, id: str, gist: Gist, label: Label) -> None:
-        """Keep a gist; when this returns it survives a crash (raises SaveError)."""
+    def write(self, id: str, gist: Gist, label: Label, *, over: Found | None = None) -> bool:
+        """Keep a gist; when this returns it survives a crash.
+
+        Args:
+            over: what was found, to be written again; False: it was removed meanwhile, and stays
+                so (a remote place may lose that race to another machine).
+
+        Raises:
+            SaveError: it could not be written.
+            GistFileError: `over` was damaged meanwhile.
+        """
+        if over is not None and self.look(id)[0] is None:
+            return False
         data = gist.to_bytes(entry=label.to_json())
         entry = entry_of(id, gist.header(), label, num_bytes=len(data))
         if self.remote is not None:
             self._told(self.remote.write, id, data)
-        self.disk.write(replace(entry, last_used=time.time()), data)
+        again = over is not None and over.stamp is not None and self.remote is None
+        written = self.disk.write(replace(entry, last_used=time.time()), data, again=again)
         self.memory.drop(id)  # what is read again has been checked, and nobody writes into it
+        return written
 
     def hold(self, id: str, gist: Gist, label: Label) -> None:
         """Keep a gist in memory alone."""

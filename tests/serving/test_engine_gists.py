@@ -2,12 +2,14 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_running import deltas, serving, texts
 
-from gisting.errors import OptionError, PromptError
-from gisting.fidelity import fidelity_of
+from gisting.errors import GistFileError, OptionError, PromptError
+from gisting.fidelity import Fidelity, fidelity_of, measure_fidelity
+from gisting.serving import local
 from gisting.serving.embedded import Embedded
 from gisting.serving.engine import Prompt, Sampling
 from gisting.testing import tiny_gist_model
@@ -64,6 +66,25 @@ def test_a_measured_gist_keeps_its_fidelity_and_its_id(tmp_path: Path) -> None:
         kept = fidelity_of((await engine.compress("Be brief.", 2))[1])
         assert kept is not None and kept.to_json() == found
         assert texts(await answers) == engine.model.generate("abc", max_new_tokens=30)
+
+    serving(tmp_path, tiny_gist_model(), work)
+
+
+def test_a_gist_deleted_while_it_is_measured_stays_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(engine: Embedded) -> None:
+        id, _ = await engine.compress("Be brief.", 2)
+
+        def slow(*given: Any, **options: Any) -> Fidelity:
+            found = measure_fidelity(*given, **options)
+            assert engine.store.remove(id)
+            return found
+
+        monkeypatch.setattr(local, "measure_fidelity", slow)
+        with pytest.raises(GistFileError, match="no gist"):
+            await engine.measure(id, "Be brief.", ["one"])
+        assert engine.store.entries() == []
 
     serving(tmp_path, tiny_gist_model(), work)
 

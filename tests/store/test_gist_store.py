@@ -195,6 +195,46 @@ def test_what_is_not_given_again_stays(store: GistStore, pair: Make, clock: Cloc
     )
 
 
+def test_more_is_known_of_a_gist(store: GistStore, pair: Make, clock: Clock) -> None:
+    key, gist = pair()
+    store.put(key, gist, pinned=True, ttl=60)
+    uploaded = store.put(None, gist)
+    scored = replace(gist, provenance=(replace(gist.provenance[0], fidelity={"score": 0.5}),))
+    for id, keyed, pinned in ((key.id, True, True), (uploaded, False, False)):
+        before = store.find(id)
+        store.update(id, scored)
+        after = store.find(id)
+        assert before and after and (after.keyed, after.pinned) == (keyed, pinned)
+        assert (after.expires, after.fidelity) == (before.expires, 0.5)
+    assert len(store.entries()) == 2
+    with pytest.raises(GistMismatchError, match="not the gist"):
+        store.update(key.id, pair(1)[1])
+    clock.now += 61
+    with pytest.raises(GistFileError, match="no gist"):
+        store.update(key.id, scored)
+
+
+def test_what_was_removed_is_not_brought_back(
+    store: GistStore, pair: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even by who had read it before, and writes it again."""
+    key, gist = pair()
+    write = store._tiers.disk.folder.write
+
+    def late(data: bytes) -> Path:
+        assert store.remove(key.id)
+        return write(data)
+
+    for again in (lambda: store.pin(key.id), lambda: store.update(key.id, gist)):
+        store.put(key, gist)
+        with monkeypatch.context() as patch:
+            patch.setattr(store._tiers.disk.folder, "write", late)
+            with pytest.raises(GistFileError, match="no gist"):
+                again()
+        assert store.get(key) is None
+        assert store.entries() == list(store._tiers.disk.folder.new.iterdir()) == []
+
+
 @pytest.mark.parametrize("score", [None, "high", True, -1, 2, float("nan")])
 def test_a_score_that_is_none_is_not_shown(store: GistStore, pair: Make, score: object) -> None:
     key, gist = pair()

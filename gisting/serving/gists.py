@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
-from gisting.errors import GistFileError, SaveError
+from gisting.errors import GistFileError, SaveError, UnavailableError
 from gisting.fidelity import fidelity_of
 from gisting.gist import Gist
 from gisting.serving.answers import GistFacts, GistGone, GistList
@@ -42,7 +42,10 @@ async def list_gists(
 ) -> dict[str, Any]:
     """The last used first. `fidelity` is the score alone; its parts are with the single gist."""
     service = service_of(request)
-    entries = await asyncio.to_thread(service.store.entries)
+    try:
+        entries = await asyncio.to_thread(service.store.entries)
+    except GistFileError as error:  # not one gist: all of them
+        raise UnavailableError(str(error)) from error
     found = [_gist(entry, _score(entry)) for entry in entries[:limit]]
     return {"object": "list", "data": found, "has_more": len(entries) > limit}
 
@@ -140,10 +143,8 @@ def _label(service: Service, id: str, pinned: bool | None, ttl: float | None) ->
     """Pin and date a gist that was just made."""
     store = service.store
     try:
-        if store.find(id) is None:
-            raise SaveError("the gist could not be kept; free space in the store, or pins")
-        if pinned is not None:
-            store.pin(id, pinned)
+        if pinned is not None or store.find(id) is None:  # what is in memory alone is kept now
+            store.pin(id, bool(pinned))
         if ttl is not None:
             store.expire(id, ttl)
     except GistFileError as error:  # gone again

@@ -1,12 +1,14 @@
 """`/health/live`, `/health/ready`, `/metrics`: for whoever watches the server."""
 
 import asyncio
+from collections.abc import Mapping
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from gisting.errors import UnavailableError
+from gisting.errors import GistFileError, UnavailableError
+from gisting.serving.logs import log
 from gisting.serving.service import service_of
 
 router = APIRouter()
@@ -36,8 +38,12 @@ async def ready(request: Request) -> dict[str, str]:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(request: Request) -> Response:
-    """See docs/serving.md for what they mean."""
+    """See docs/serving.md for what they mean. A store that cannot be read has no numbers."""
     service = service_of(request)
     engine = service.engine.stats()
-    store = await asyncio.to_thread(service.store.stats)
+    store: Mapping[str, int] = {}
+    try:
+        store = await asyncio.to_thread(service.store.stats)
+    except GistFileError:
+        log.exception("the store has no numbers")
     return Response(service.metrics.page(engine, store), media_type=CONTENT_TYPE_LATEST)

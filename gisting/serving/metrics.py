@@ -60,6 +60,7 @@ class Metrics:
     def page(self, engine: Mapping[str, float], store: Mapping[str, float]) -> bytes:
         """All of it, in Prometheus' text format."""
         for gauge, found in ((self._engine, engine), (self._store, store)):
+            gauge.clear()
             for what, number in found.items():
                 gauge.labels(what).set(number)
         return generate_latest(self.registry)

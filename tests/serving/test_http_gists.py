@@ -65,6 +65,26 @@ def test_looking_at_gists_makes_none(server: Running) -> None:
     assert [one["id"] for one in server.http().get("/v1/gists").json()["data"]] == [id]
 
 
+def test_a_store_that_went_away_and_came_back(server: Running, fake: FakeEngine) -> None:
+    http, root = server.http(), Path(fake.store.place)
+    made = create(server)
+    away = root.rename(root.with_name("away"))
+    asked = {
+        "messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "a"}]
+    }
+    answer = http.post("/v1/chat/completions", json={"model": "tiny", **asked})
+    assert answer.json()["gist"]["status"] == "used"  # in memory alone
+    assert http.post("/v1/gists", json={"instruction": "Be short."}).status_code == 507
+    response = http.get("/v1/gists")
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
+    assert "gisting_engine{" in (numbers := http.get("/metrics").text)
+    assert "gisting_store{" not in numbers
+    away.rename(root)
+    kept = create(server, "Be short.")
+    assert {one["id"] for one in http.get("/v1/gists").json()["data"]} == {made["id"], kept["id"]}
+    assert "gisting_store{" in http.get("/metrics").text
+
+
 def test_the_last_used_first_and_no_more_than_asked(server: Running) -> None:
     ids = [create(server, f"Be brief {n}.")["id"] for n in range(3)]
     listed = server.http().get("/v1/gists", params={"limit": 2}).json()

@@ -239,6 +239,8 @@ def test_a_full_disk_loses_nothing(
     assert list(store._tiers.disk.folder.new.iterdir()) == []
     store.put(other, second)
     assert len(store.entries()) == 2
+    store.pin(GistKey.of(model, "Be brief.").id, False)  # there is room again
+    assert len(store.entries()) == 3
 
 
 def test_an_index_without_room_stops_no_reader(

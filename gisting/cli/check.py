@@ -50,6 +50,14 @@ def check(
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep the gist, and what was measured.")
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            help="Folder or URL of a store: its gist of --instruction is measured, and it keeps "
+            "the result, for gisting serve.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that --save names.")] = (
         False
     ),
@@ -68,6 +76,7 @@ def check(
     \b
     gisting check --instruction "Everything costs nine coins. You are Nora." --probes inputs.txt
     gisting check MODEL --instruction "..." --gist shop.safetensors --probes inputs.txt
+    gisting check MODEL --instruction "..." --store /var/lib/gisting --probes inputs.txt
     gisting check --gist shop.safetensors --gist other.safetensors --min-fidelity 0.9
     """
     files = gist or []
@@ -80,10 +89,12 @@ def check(
         if len(files) > 1:
             raise OptionError("one instruction measures one --gist; leave out the others")
     else:
-        for name, value in (("--probes", probes), ("--save", save)):
+        for name, value in (("--probes", probes), ("--save", save), ("--store", store)):
             check_together(name, value, "--gist alone (give --instruction too)", True)
     check_together("--gist", files or None, "--save (the file keeps what is measured)", save)
     check_together("--gist", files or None, "--num-gist-tokens", num_gist_tokens)
+    check_together("--gist", files or None, "--store", store)
+    check_together("--save", save, "--store", store)
     if min_fidelity is not None and not 0 <= min_fidelity <= 1:
         raise OptionError(f"--min-fidelity must be between 0 and 1, not {min_fidelity}")
     if save is not None:
@@ -116,6 +127,7 @@ def check(
             probes=probes,
             num_probes=num_probes,
             save=save,
+            place=store,
             verbose=verbose,
         )
         found = [measured]

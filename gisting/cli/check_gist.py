@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gisting.cli.request import Request
 from gisting.cli.run import emit
+from gisting.cli.store import SHOWN, open_store
 from gisting.errors import DataError, GistFileError
 
 if TYPE_CHECKING:
@@ -60,9 +62,14 @@ def measure(
     probes: Path | None,
     num_probes: int,
     save: Path | None,
+    place: str | None,
     verbose: bool,
 ) -> Found:
     """Measure the gist of `instruction`, or the one in `file`, which then keeps the result.
+
+    Args:
+        place: of a store: its gist of `instruction` is measured, made where there is none, and
+            the store keeps the result.
 
     Raises:
         GistingError: the model, the gist, the prompt or the probes cannot be used, or not written.
@@ -70,20 +77,30 @@ def measure(
     inputs = None if probes is None else read_probes(probes)
     from gisting.fidelity import measure_fidelity, with_fidelity
     from gisting.gist import Gist
+    from gisting.store import GistKey
 
     kept = None if file is None else Gist.load(file)
     model = request.load(verbose=verbose)
-    gist = request.compress(model, [instruction]) if kept is None else kept.to(device=model.device)
     assert request.max_new_tokens is not None and request.seed is not None
-    fidelity = measure_fidelity(
+    measured = partial(
+        measure_fidelity,
         model,
         instruction,
-        gist,
         probes=inputs,
         num_probes=num_probes,
         max_new_tokens=request.max_new_tokens,
         seed=request.seed,
     )
+    if place is not None:
+        k = request.k(model)
+        with open_store(place, make=True) as store:
+            gist = store.get_or_compress(model, instruction, num_gist_tokens=k)
+            fidelity = measured(gist)
+            id = GistKey.of(model, instruction, k).id
+            store.update(id, with_fidelity(gist, fidelity))
+        return Found(f"gist {id[:SHOWN]} of {place}", gist.num_tokens, fidelity)
+    gist = request.compress(model, [instruction]) if kept is None else kept.to(device=model.device)
+    fidelity = measured(gist)
     target = save or file
     if target is not None:
         with_fidelity(gist, fidelity).save(target)

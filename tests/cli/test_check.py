@@ -9,6 +9,7 @@ from console import Run
 from gisting.fidelity import MIN_FIDELITY, fidelity_of, measure_fidelity
 from gisting.gist import Gist
 from gisting.model import GistModel
+from gisting.store import GistKey, GistStore
 
 INSTRUCTION = "Everything costs nine coins. You are Nora."
 INPUTS = ["Tom wants a cake", "A boat for Ada please"]
@@ -48,6 +49,20 @@ def test_measures_as_the_library_does_and_keeps_it_in_the_file(
     assert fidelity_of(Gist.load(file)) == expected
     again = json.loads(run("check", "--gist", file, "--json").out)
     assert again["gists"][0]["fidelity"] == expected.to_json()
+
+
+def test_a_store_keeps_what_is_measured_of_its_gist(run: Run, probes: Path, tmp_path: Path) -> None:
+    model = GistModel.from_pretrained("embedded")
+    arguments = ("check", "--instruction", INSTRUCTION, "--probes", probes, "--store", tmp_path)
+    for given, k in (((), 4), (("--num-gist-tokens", 2), 2)):
+        ended = run(*arguments, *given, "--json")
+        assert (ended.status, ended.err) == (0, "")
+        found = json.loads(ended.out)["gists"][0]
+        with GistStore(tmp_path) as store:
+            entry = store.find(GistKey.of(model, INSTRUCTION, k).id)
+        assert entry is not None and entry.fidelity == found["fidelity"]["score"]
+        assert entry.id[:12] in found["gist"]
+    assert "--store" in run(*arguments, "--save", tmp_path / "new.gist").error
 
 
 def test_saves_a_gist_with_what_was_measured(run: Run, probes: Path, tmp_path: Path) -> None:

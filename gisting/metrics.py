@@ -159,6 +159,31 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def rate_interval(
+    totals: Sequence[float],
+    counts: Sequence[float],
+    *,
+    seed: int,
+    samples: int = 1000,
+    level: float = 0.95,
+) -> tuple[float, tuple[float, float]]:
+    """The sum of `totals` over the sum of `counts` (nats a token, say), and its interval.
+
+    By the percentile bootstrap, a total and its count drawn together. Raises OptionError as
+    `bootstrap_interval` does, and where a count is not above zero or has no total.
+    """
+    import numpy
+
+    _check_level(level)
+    if len(totals) != len(counts) or not totals or min(counts) <= 0 or samples < 1:
+        raise OptionError("give at least one sample, and to each total a count above zero")
+    sums, numbers = (numpy.asarray(v, dtype=numpy.float64) for v in (totals, counts))
+    rows = numpy.random.default_rng(seed).integers(len(sums), size=(samples, len(sums)))
+    rates = sums[rows].sum(1) / numbers[rows].sum(1)
+    low, high = numpy.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+    return float(sums.sum() / numbers.sum()), (float(low), float(high))
+
+
 def paired_difference(
     scores: Sequence[float],
     others: Sequence[float],

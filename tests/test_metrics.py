@@ -135,3 +135,11 @@ def test_bad_options_are_refused() -> None:
         metrics.bootstrap_interval([], seed=0)
     with pytest.raises(OptionError, match="samples is 0"):
         metrics.bootstrap_interval([1.0], seed=0, samples=0)
+
+
+def test_the_interval_of_a_rate_weighs_examples_by_their_counts() -> None:
+    rate, (low, high) = metrics.rate_interval([1.0, 9.0], [1, 3], seed=0)
+    assert rate == 10 / 4
+    assert (low, high) == (1.0, 3.0)  # two draws of the same example are its own rate
+    with pytest.raises(OptionError, match="count above zero"):
+        metrics.rate_interval([1.0], [0], seed=0)

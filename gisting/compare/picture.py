@@ -8,11 +8,16 @@ from gisting.errors import MissingExtraError
 from gisting.files import write_atomically
 
 MARKS = "osD^v<>PX*hdp8"
+PANELS = {
+    "exact_match": "exact match [%]",
+    "rougeL": "ROUGE-L [%]",
+    "perplexity": "perplexity of the reference",
+}
 PALETTE = (*range(0, 20, 2), *range(1, 20, 2))  # of tab20: strong colours first
 
 
 def draw(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write exact match and ROUGE-L against kept entries, with their intervals, as PNG.
+    """Write exact match, ROUGE-L and perplexity against kept entries, with intervals, as PNG.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -26,14 +31,13 @@ def draw(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
     shown = [entry for entry in entries if not entry["missing"]]
     names = list(dict.fromkeys(entry["method"] for entry in shown))
     colors = colormaps["tab20"]
-    figure = Figure(figsize=(13, 4.5), layout="constrained")
-    for place, (key, label) in enumerate(
-        (("exact_match", "exact match"), ("rougeL", "ROUGE-L")), 1
-    ):
-        axes = figure.add_subplot(1, 2, place)
+    figure = Figure(figsize=(18, 4.5), layout="constrained")
+    for place, (key, label) in enumerate(PANELS.items(), 1):
+        axes = figure.add_subplot(1, len(PANELS), place)
         for number, name in enumerate(names):
             line = sorted(
-                (e for e in shown if e["method"] == name), key=lambda e: float(e["kept_entries"])
+                (e for e in shown if e["method"] == name and e[key] is not None),
+                key=lambda e: float(e["kept_entries"]),
             )
             values = [e[key] for e in line]
             errors = [
@@ -51,8 +55,12 @@ def draw(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
                 label=name,
             )
         axes.set_xlabel("cache entries kept of an instruction (mean)")
-        axes.set_ylabel(f"{label} [%]")
-        axes.set_ylim(-3, 103)
+        axes.set_ylabel(label)
+        if key == "perplexity":
+            axes.set_yscale("log")
+        else:  # all of the scale, or as much of it as is needed
+            top = max(e["intervals"][key][1] for e in shown) or 100.0
+            axes.set_ylim(-0.03 * top, 1.03 * top)
         axes.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=8)

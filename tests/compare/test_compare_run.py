@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from math import exp
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from gisting.cli.app import app
 from gisting.cli.run import run
 from gisting.compare import METHODS, Outcome, answer_all, leaderboard, markdown, take_times
 from gisting.compare.gist_tokens import GistTokens
-from gisting.compare.picture import MARKS, PALETTE
+from gisting.compare.picture import MARKS, PALETTE, draw
 from gisting.compare.truncation import Truncation
 from gisting.compare.whole import FullPrompt, NoPrompt
 from gisting.errors import OptionError
@@ -85,6 +86,30 @@ def test_the_leaderboard_compares_the_same_rows() -> None:
     assert second["perplexity"] == pytest.approx(1.6487, rel=1e-4)  # exp(2 nats / 4 tokens)
     low, high = second["intervals"]["exact_match"]
     assert low < 50 and high == 100  # Wilson: two of two is no certainty
+
+
+def scored(name: str, loss: list[float], tokens: list[int]) -> Outcome:
+    one = [1.0] * len(loss)
+    return Outcome(name, 4, "", ["?"] * len(loss), one, one, one, one, loss, tokens)  # type: ignore[arg-type]
+
+
+def test_perplexity_is_of_the_rows_that_the_full_prompt_can_be_scored_on() -> None:
+    full = scored("full prompt", [4.0, 6.0, 0.0], [2, 2, 0])  # too long for the model: the third
+    gist = scored("gist", [4.0, 6.0, 40.0], [2, 2, 4])
+    entries = leaderboard([full, gist], EXAMPLES, seed=0)
+    assert [e["perplexity"] for e in entries] == [pytest.approx(exp(2.5))] * 2
+    assert [e["perplexity_rows"] for e in entries] == [2, 2]
+    assert entries[1]["intervals"]["perplexity"] == pytest.approx([exp(2), exp(3)])
+    assert entries[1]["to_full_prompt"]["perplexity"] == {"ratio": 1.0, "interval": [1.0, 1.0]}
+    assert "Perplexity: of the 2 of 3 rows" in markdown(entries)
+    assert "| 12.2 [7.39, 20.1] | 1 [1, 1] |" in markdown(entries)
+
+
+def test_where_nothing_can_be_scored_there_is_no_perplexity(tmp_path: Path) -> None:
+    entries = leaderboard([scored("full prompt", [0.0] * 3, [0] * 3)], EXAMPLES, seed=0)
+    assert entries[0]["perplexity"] is None and " | - | - | " in markdown(entries)
+    draw(entries, tmp_path / "p.png")
+    assert (tmp_path / "p.png").exists()
 
 
 def test_times_are_taken_of_what_can_be_run(model: GistModel) -> None:

@@ -62,7 +62,7 @@ async def choose(service: Service, instruction: str, asked: str, k: int | None) 
     """The gist for an instruction.
 
     Args:
-        instruction: "" where the request has none.
+        instruction: "" where the request has none, or a blank one.
         asked: "auto", "off" or an id.
         k: how many gist tokens a new one is to have; None: the model's default.
 
@@ -73,7 +73,7 @@ async def choose(service: Service, instruction: str, asked: str, k: int | None) 
     if asked == "off":
         return Choice("off", "the request says so")
     if asked == "auto":
-        if not instruction.strip():
+        if not instruction:
             return Choice("off", "there is no instruction")
         try:
             id, gist = await service.engine.compress(instruction, k)
@@ -84,7 +84,7 @@ async def choose(service: Service, instruction: str, asked: str, k: int | None) 
         gist = await _named(service, instruction, asked, k)
     except GistError as error:
         # ids may be evicted: who sends the text along is answered all the same
-        if not instruction.strip():
+        if not instruction:
             raise
         return Choice("refused", str(error), asked)
     return _measured(service, instruction, asked, gist)
@@ -93,7 +93,7 @@ async def choose(service: Service, instruction: str, asked: str, k: int | None) 
 async def _named(service: Service, instruction: str, id: str, k: int | None) -> Gist:
     gist = await service.load(id)
     (row,) = gist.provenance
-    if instruction.strip() and row.instruction_sha256 != instruction_hash(instruction):
+    if instruction and row.instruction_sha256 != instruction_hash(instruction):
         raise GistMismatchError("this gist was made of another instruction than the request's")
     if k is not None and k != gist.num_tokens:
         raise GistMismatchError(f"this gist has {gist.num_tokens} tokens, not {k}")
@@ -110,7 +110,7 @@ def _measured(service: Service, instruction: str, id: str, gist: Gist) -> Choice
     if known is None or known.score >= least:
         return Choice("used", None, id, gist, tokens)
     reason = f"its fidelity {known.score:.3f} is below {least:g} (--min-fidelity)"
-    if not instruction.strip():
+    if not instruction:
         raise ApiError(
             400,
             f"this gist is not safe: {reason}; send the instruction's text to be answered from it",

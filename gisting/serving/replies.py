@@ -158,6 +158,8 @@ async def begin(
         TimeoutError, GistingError: as `Reply.pieces`.
     """
     note = note_of(request.scope)
+    if not instruction.strip():  # nothing to compress, and nothing to read
+        instruction = ""
     deadline = asyncio.get_running_loop().time() + service.settings.timeout
     if body.model != service.engine.name:
         raise ApiError(

@@ -55,6 +55,21 @@ def test_whole_streamed_stopped_and_with_log_probabilities(tiny: Running) -> Non
     assert full.usage.prompt_tokens == len(model.encoder.prompt("Be brief.", "abc", 1))
 
 
+@pytest.mark.parametrize("gist", ["auto", "off"])
+def test_a_blank_system_prompt_is_none(tiny: Running, gist: str) -> None:
+    """Clients that always send one send an empty one, or a space."""
+    expected = tiny.engine.model.generate("abc", max_new_tokens=12)[0]
+    for content in ("", " ", "\n\t"):
+        found = tiny.client().chat.completions.create(
+            model="tiny",
+            messages=[{"role": "system", "content": content}, {"role": "user", "content": "abc"}],
+            max_tokens=12,
+            extra_body={"gist": gist},
+        )
+        assert found.choices[0].message.content == expected
+        assert found.gist["status"] == "off"
+
+
 def test_a_seed_repeats_its_answers(tiny: Running) -> None:
     options: dict[str, Any] = {"max_tokens": 10, "n": 4, "temperature": 1.5, "seed": 7}
     first, again, other = (

@@ -7,9 +7,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from gisting.cli.compress import Device, Precision, check_together
+from gisting.cli.compress import Device, Precision
 from gisting.cli.run import emit, say
 from gisting.errors import OptionError
+
+SWEPT = (
+    "batch_size", "instruction_tokens", "input_tokens", "new_tokens", "rounds", "warmup",
+)  # fmt: skip
+"""Options of a sweep alone."""
 
 
 class Profiler(StrEnum):
@@ -90,6 +95,7 @@ Ks = Annotated[
 
 @benchmark.command()
 def check(
+    context: typer.Context,
     model: Model,
     base: Base = False,
     num_gist_tokens: Ks = None,
@@ -125,6 +131,8 @@ def check(
     """
     from gisting.cli.benchmark_model import check_model, load
 
+    if data is None:
+        _refuse_given(context, "max_samples", why="needs --data")
     _at_least_one(("--max-samples", max_samples), ("--max-new-tokens", max_new_tokens))
     _at_least_one(*(("--num-gist-tokens", k) for k in num_gist_tokens or []))
     ks = tuple(num_gist_tokens or ())
@@ -141,6 +149,7 @@ def check(
 
 @benchmark.command()
 def run(
+    context: typer.Context,
     model: Model,
     base: Base = False,
     num_gist_tokens: Annotated[
@@ -198,8 +207,10 @@ def run(
     gisting benchmark embedded --batch-size 1 --instruction-tokens 64 --instruction-tokens 256
     gisting benchmark embedded --data tasks --max-samples 50
     """
-    check_together("--data", data, "--batch-size", batch_size)
-    check_together("--data", data, "--instruction-tokens", instruction_tokens)
+    if data is None:
+        _refuse_given(context, "max_samples", "profiler", why="needs --data")
+    else:
+        _refuse_given(context, *SWEPT, why="does not go with --data, which brings its own prompts")
     _at_least_one(
         ("--max-samples", max_samples),
         ("--input-tokens", input_tokens),
@@ -244,6 +255,14 @@ def run(
         seed=seed,
     )
     sweep_model(loaded, model, options, out, as_json=json)
+
+
+def _refuse_given(context: typer.Context, *names: str, why: str) -> None:
+    """Refuse options that would be ignored (raises OptionError)."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise OptionError(f"--{name.replace('_', '-')} {why}")
 
 
 def _at_least_one(*numbers: tuple[str, int]) -> None:

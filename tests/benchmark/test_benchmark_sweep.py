@@ -177,6 +177,19 @@ def test_real_prompts(as_json: AsJson, llama: Path, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_real_prompts_have_lengths_of_their_own(command: Command, llama: Path) -> None:
-    status, _, err = command(llama, "--data", "tasks", "--batch-size", 2)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "tasks", "--batch-size", 2), "--batch-size does not go with --data"),
+        (("--data", "tasks", "--rounds", 21), "--rounds does not go with --data"),
+        (("--data", "tasks", "--new-tokens", 8), "--new-tokens does not go with --data"),
+        (("--max-samples", 9), "--max-samples needs --data"),
+        (("--profiler", "deepspeed"), "--profiler needs --data"),
+    ],
+)
+def test_no_option_is_ignored(
+    command: Command, llama: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    status, _, err = command(llama, *arguments)
     assert status == 2 and err.count("\n") == 1
+    assert message in err

@@ -50,7 +50,7 @@ class GistStore:
         cache_dir: folder of the local cache of a URL; default below ~/.cache/gisting/store.
 
     Raises:
-        OptionError: a number below zero, or no such kind of URL.
+        OptionError: an empty place, a number below zero, or no such kind of URL.
         SaveError: the folder cannot be made.
         MissingExtraError: what this kind of URL needs is not installed.
     """
@@ -68,6 +68,8 @@ class GistStore:
             if number is not None and number < 0:
                 raise OptionError(f"{name} must be 0 or more, not {number}")
         self.place = os.fspath(place)
+        if not self.place:  # as from a variable that is not set; the system takes it for "."
+            raise OptionError("the store's place is empty; give a folder or a URL")
         self.ttl = _check_ttl(ttl)
         remote = Remote(self.place) if "://" in self.place else None
         self._tiers = Tiers(

@@ -276,6 +276,15 @@ def test_times_that_mean_nothing(store: GistStore, pair: Make, ttl: float, tmp_p
     assert not (tmp_path / "x").exists()
 
 
+def test_an_empty_place_is_not_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionError, match="place is empty"):
+        GistStore("")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_least_recently_used_go(tmp_path: Path, pair: Make, clock: Clock) -> None:
     with GistStore(tmp_path / "probe") as probe:
         probe.put(*pair())

@@ -62,12 +62,16 @@ class Part(BaseModel):
 
 
 class Message(BaseModel):
-    """One message of a conversation."""
+    """One message of a conversation; `name`, `cache_control` and the like are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[Part], Field(max_length=limits.MAX_PARTS)]
+    # what an answer without tools and sound has, when it comes back
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    function_call: None = None
+    audio: None = None
 
     @property
     def text(self) -> str:

@@ -47,6 +47,12 @@ def test_streamed_pieces_are_the_whole_answer(server: Running) -> None:
     assert all(c.usage is None for c in chunks[:-1])
 
 
+def test_an_answer_can_come_back_as_the_client_has_it(server: Running) -> None:
+    answer = server.client().chat.completions.create(**ASK).choices[0].message
+    found = ask(server, USER, answer, USER).choices[0].message.content
+    assert found == "full: one two three gist: one two three one two three"
+
+
 def test_without_asking_a_stream_tells_no_usage(server: Running) -> None:
     chunks = list(server.client().chat.completions.create(**ASK, stream=True))
     assert all(c.usage is None and c.choices for c in chunks)

@@ -45,6 +45,16 @@ def told(response: httpx.Response | Any) -> dict[str, Any]:
             "messages.0.content.0.type",
             "'text'",
         ),
+        (
+            {
+                "messages": [
+                    {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]},
+                    USER,
+                ]
+            },
+            "messages.0.tool_calls",
+            "at most 0",
+        ),
         ({"messages": [USER, {"role": "system", "content": "x"}]}, "messages", "beginning only"),
         ({"messages": [USER, {"role": "assistant", "content": "x"}]}, "messages", "the user's"),
         ({"messages": [{"role": "user", "content": "a<GIST>b"}]}, None, "<GIST>"),

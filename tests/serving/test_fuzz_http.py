@@ -103,6 +103,7 @@ class Fuzz:
         if isinstance(case.body, dict):
             if "model" in case.body:
                 case.body["model"] = self.server.engine.name
+                case.body["stream"] = flip is not None
             if type(case.body.get("max_tokens")) is int and case.body["max_tokens"] > 50:
                 case.body["max_tokens"] = 50
             if isinstance(case.body.get("messages"), list) and flip is None:

@@ -15,6 +15,10 @@ from gisting.serving.replies import Reply
 LAST = 5.0
 """Seconds that a client has to read the end of what took all the time there was."""
 
+BREAKS = tuple((line.encode(), f"\\u{ord(line):04x}".encode()) for line in "\x85\u2028\u2029")
+"""Characters that Python's `splitlines` takes for the end of a line, and with it many clients; JSON
+can say them in other words."""
+
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -40,7 +44,7 @@ class Events(StreamingResponse):
 async def _events(chunks: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[bytes]:
     try:
         async for chunk in chunks:
-            yield b"data: " + orjson.dumps(chunk) + b"\n\n"
+            yield event(chunk)
     except Exception as error:
         # the status is sent already: the failure is an event, which OpenAI's clients raise
         failure = failure_of(error)
@@ -50,3 +54,11 @@ async def _events(chunks: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[byt
         yield b"data: " + Json(failure.to_json()).body + b"\n\n"
         return
     yield b"data: [DONE]\n\n"
+
+
+def event(chunk: Mapping[str, Any]) -> bytes:
+    """One event, on one line whatever is in it."""
+    data: bytes = orjson.dumps(chunk)
+    for line, words in BREAKS:
+        data = data.replace(line, words)
+    return b"data: " + data + b"\n\n"

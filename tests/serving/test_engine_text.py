@@ -1,5 +1,6 @@
 """Text is told as soon as it is final, and never taken back."""
 
+import json
 import random
 
 import pytest
@@ -11,6 +12,7 @@ from gisting.model import GistModel
 from gisting.serving import requests
 from gisting.serving.engine import Delta, Sampling
 from gisting.serving.requests import Answer, Request
+from gisting.serving.sse import event
 from gisting.testing import EOS, byte_tokenizer
 
 
@@ -96,3 +98,10 @@ def test_pieces_of_any_tokens_are_the_text_of_all(kind: str) -> None:
         ids = [id for id in ids if id != EOS]
         text = tokenizer.decode(ids, skip_special_tokens=True).strip()
         assert "".join(d.text for d in told(answer(tokenizer), ids)) == text
+
+
+def test_an_event_is_one_line_for_clients_that_split_by_any_line_end() -> None:
+    text = "".join(map(chr, range(0x3000))) + "\N{GRINNING FACE}"
+    said = event({"text": text}).decode()
+    assert said.splitlines() == [said.removesuffix("\n\n"), ""]
+    assert json.loads(said.removeprefix("data: ")) == {"text": text}

@@ -195,6 +195,11 @@ def _parse(raw: Mapping[str, Any]) -> TrainingConfig:
     lora, objective = parse_lora(training.get("lora")), parse_objective(training.get("objective"))
     model = _make(ModelArguments, "model", raw.get("model", {}))
     check_switch("model.pretrained", model.pretrained)
+    if model.config and model.pretrained:
+        raise OptionError(
+            f"model.config.{min(model.config)} changes random weights alone; give "
+            "model.pretrained=false too, or leave it out"
+        )
     check_switch("wandb.log", wandb.log)
     check_teacher(objective, lora, pretrained=model.pretrained)
     return TrainingConfig(

@@ -23,7 +23,7 @@ from gisting.training.settings import CONF, groups, settings
 
 HELP = "gisting train --help lists the settings"
 OWN_PLACE = ("config_path", "config_name", "config_dir", "experimental_rerun")
-SHOWING = ("cfg", "info", "hydra_help", "shell_completion", "version")
+SHOWING = ("cfg", "info", "hydra_help", "version")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,7 +47,6 @@ def parse_request(argv: Sequence[str]) -> argparse.Namespace:
     add("--config-name", "-cn")
     add("--config-dir", "-cd")
     add("--experimental-rerun")
-    add("--shell-completion", "-sc", action="store_true")
     add("--info", "-i", nargs="?", const="all")
     add("--local_rank", "--local-rank", type=int)
     add("settings", nargs="*")
@@ -63,6 +62,9 @@ def parse_request(argv: Sequence[str]) -> argparse.Namespace:
             after = request.settings[i + 1 : i + 2]
             value = after[0] if after and "=" not in after[0] else "VALUE"
             raise OptionError(f"{setting!r} is no setting; write {setting}={value}")
+        name, _, value = setting.lstrip("+").partition("=")
+        if name in _sections() and value[:1] != "{" and (name not in groups() or value == "null"):
+            raise OptionError(f"{name} is a section of settings; write {name}.KEY={value}")
     request.settings = [part for setting in request.settings for part in _replacing(setting)]
     return request
 
@@ -72,6 +74,10 @@ def _replacing(setting: str) -> list[str]:
     if not setting.startswith("training.gist.condition={"):
         return [setting]
     return ["~training.gist.condition", f"+{setting}"]
+
+
+def _sections() -> set[str]:
+    return {one.key.partition(".")[0] for one in settings() if "." in one.key}
 
 
 def check(request: argparse.Namespace) -> None:

@@ -61,6 +61,7 @@ def start_model(config: TrainingConfig, seed: int) -> GistModel:
             source = loading.resolve(args.config_name or path)
             model_config = loading.load_config(source, cache_dir=args.cache_dir)
             model_config.update(values)
+            model_config = type(model_config).from_dict(model_config.to_dict())  # checks itself
         if getattr(model_config, "is_encoder_decoder", False):
             start = getattr(model_config, "decoder_start_token_id", None)
             if start is None:  # T5 begins its answers with the padding token

@@ -7,6 +7,7 @@ import pytest
 
 from gisting.cli import main
 from gisting.errors import OptionError
+from gisting.testing import byte_tokenizer, tiny_model
 from gisting.training.arguments import parse_config
 from gisting.training.job import check_best_metric
 
@@ -41,6 +42,10 @@ def test_weights_of_conditions_replace_those_of_a_group(capsys: pytest.CaptureFi
         ("training.gist.num_gist_tokens=[1,0]", "must be at least 1, not [1, 0]"),
         ("data.splits=5", "data.splits is a name, or a list of them, not 5"),
         ("data.pretokenize=abc", "data.pretokenize must be true or false, not 'abc'"),
+        ("wandb=null", "wandb is a section of settings; write wandb.KEY=null"),
+        ("training=5", "training is a section of settings; write training.KEY=5"),
+        ("model=null", "model is a section of settings; write model.KEY=null"),
+        ("model.config.hidden_size=8", "give model.pretrained=false too, or leave it out"),
     ],
 )
 def test_a_value_that_means_nothing(
@@ -50,6 +55,19 @@ def test_a_value_that_means_nothing(
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1
+
+
+def test_a_shape_that_does_not_fit_is_told_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    given = [f"model.model_name_or_path={tmp_path}", "model.pretrained=false", *SMALL[1:]]
+    odd = ["data.dataset_name=tasks", "model.config.hidden_size=7"]
+    assert main(["train", *given, *odd, f"training.output_dir={tmp_path / 'run'}"]) == 2
+    told = capsys.readouterr().err
+    assert "model.config: " in told
+    assert "hidden size (7)" in told
 
 
 def test_jobs_of_a_sweep_do_not_share_a_folder(capsys: pytest.CaptureFixture[str]) -> None:

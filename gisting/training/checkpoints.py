@@ -114,6 +114,16 @@ def rotate(folder: Path, keep: int | None, best: str | None) -> None:
         shutil.rmtree(one, ignore_errors=True)
 
 
+def check_apart(folder: Path, model: str) -> None:
+    """Raise OptionError where a run into `folder` would overwrite the model it starts from."""
+    start = Path(model).resolve()
+    if folder.resolve() in (start, start.parent if start.name.startswith(PREFIX) else start):
+        raise OptionError(
+            f"training.output_dir={folder} holds the model that the run starts from, and would "
+            "overwrite it; choose another"
+        )
+
+
 def check_same_run(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse to go on in a folder whose checkpoints were made with other settings.
 
@@ -122,9 +132,15 @@ def check_same_run(folder: Path, config: Mapping[str, Any]) -> None:
         config: the settings now, as `run.json` keeps them.
 
     Raises:
-        OptionError: naming the first setting that differs.
+        OptionError: naming the first setting that differs; a model that no run made is there.
     """
     if not checkpoints(folder):
+        has = [name for name in ("config.json", "adapter_config.json") if (folder / name).exists()]
+        if has and not (folder / RUN_FILE).exists():
+            raise OptionError(
+                f"{folder} holds a model that is no run's ({has[0]} without {RUN_FILE}); choose "
+                "another training.output_dir, or replace it with training.overwrite_output_dir=true"
+            )
         return
     ways = (
         "give it back, choose another training.output_dir, or start anew with "

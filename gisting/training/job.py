@@ -29,6 +29,7 @@ from gisting.data.tokenized import TokenizedRows, tokenize_rows
 from gisting.errors import DataError, OptionError
 from gisting.files import write_text
 from gisting.model import GistModel
+from gisting.models import loading
 from gisting.prompts import Example
 from gisting.training import checkpoints
 from gisting.training.arguments import TrainingConfig
@@ -172,10 +173,11 @@ def to_go_on_from(
 
     Raises:
         OptionError: the checkpoints were made with other settings, or have no optimizer, or the
-            one given is not whole.
+            one given is not whole; the folder holds the model to start from, or one of no run.
     """
     if not args.do_train:
         return None
+    checkpoints.check_apart(folder, loading.resolve(config.model.model_name_or_path))
     given = args.resume_from_checkpoint
     if given is not None:
         if isinstance(given, bool) or checkpoints.read_seal(Path(given)) is None:

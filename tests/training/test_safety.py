@@ -132,6 +132,26 @@ def test_a_folder_of_another_run(
     assert sorted(path.name for path in finished.iterdir()) == before
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_does_not_overwrite_the_model_it_starts_from(tmp_path: Path, overwrite: bool) -> None:
+    start = save_base(tmp_path / "start")
+    before = {path.name: path.read_bytes() for path in start.iterdir() if path.is_file()}
+    message = refused(start, start, overwrite_output_dir=overwrite)
+    assert "holds the model that the run starts from" in message
+    assert {p.name: p.read_bytes() for p in start.iterdir() if p.is_file()} == before
+
+
+def test_a_run_does_not_remove_the_checkpoint_it_starts_from(finished: Path) -> None:
+    last = checkpoints.checkpoints(finished)[0]
+    assert "would overwrite it" in refused(last, finished, overwrite_output_dir=True)
+    assert checkpoints.read_seal(last) is not None
+
+
+def test_a_folder_with_a_model_of_no_run(base: Path, tmp_path: Path) -> None:
+    other = save_base(tmp_path / "other")
+    assert "config.json without run.json" in refused(base, other)
+
+
 def test_what_may_change_when_a_run_goes_on(base: Path, tmp_path: Path) -> None:
     train(base, tmp_path, max_steps=2)
     free = {"logging_steps": 2, "save_steps": 1, "save_total_limit": 3, "weight_decay": 0.0}

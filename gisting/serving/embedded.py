@@ -7,7 +7,6 @@ Embedded ── answer ──> Worker (one thread: all rows of all requests, ste
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
 
 import torch
 
@@ -15,10 +14,10 @@ from gisting.errors import OptionError, PromptError
 from gisting.gist import Gist
 from gisting.model import GistModel
 from gisting.models.inputs import check_numbers
-from gisting.prompts import Input
 from gisting.serving.admission import Limits
 from gisting.serving.engine import Delta, Engine, Prompt, Sampling, Size
 from gisting.serving.local import Local, aside
+from gisting.serving.reader import Reader
 from gisting.serving.requests import Request
 from gisting.serving.worker import Worker
 from gisting.store import GistStore
@@ -65,8 +64,8 @@ class Embedded(Engine):
         self.name = name
         self.model, self.store = model, store
         self.trained = model.config.num_gist_tokens or (model.config.default_k,)
-        positions = model.adapter.max_positions or max_length
-        self.max_length = min(max_length, positions)
+        self._reader = Reader(model, max_length=max_length, prompts=max_waiting)
+        self.max_length = self._reader.max_length
         self.max_rows = max_rows
         self.max_waiting = max_waiting
         self.kv_limit = _free(model.device) if kv_limit is None else kv_limit
@@ -77,7 +76,6 @@ class Embedded(Engine):
             differ=model.adapter.rows_differ,
         )
         self._worker = Worker(model, limits, max_waiting=max_waiting, post=self._post)
-        self._ids = lru_cache(max_waiting)(self._encode)  # a front asks for the size first
         self._loop: asyncio.AbstractEventLoop | None = None
         self._local = Local(
             model,
@@ -86,14 +84,12 @@ class Embedded(Engine):
             max_waiting=max_waiting,
             seconds=self._worker.seconds_until_room,
         )
-        self._fingerprint = ""
         self._stopped = False
 
     async def start(self) -> None:
         """See `Engine.start`."""
         self._loop = asyncio.get_running_loop()
-        # the weights stay as they are: to look at them at each request takes a while
-        self._fingerprint = await asyncio.to_thread(lambda: self.model.fingerprint)
+        await asyncio.to_thread(lambda: self._reader.fingerprint)  # takes a while, once
         self._worker.start()
 
     async def stop(self) -> None:
@@ -118,7 +114,7 @@ class Embedded(Engine):
 
     def size(self, prompt: Prompt, gist: Gist | None, sampling: Sampling) -> Size:
         """See `Engine.size`."""
-        request = self._request(prompt, gist, sampling, "")
+        request = self._reader.request(prompt, gist, sampling)
         return Size(
             tokens=request.kept + len(request.ids),
             cached=request.kept,
@@ -137,7 +133,7 @@ class Embedded(Engine):
     ) -> AsyncGenerator[Delta, None]:
         """See `Engine.answer`."""
         request = await aside(
-            prompt.characters, lambda: self._request(prompt, gist, sampling, client)
+            prompt.characters, lambda: self._reader.request(prompt, gist, sampling, client)
         )
         self._check_room(request)
         self._worker.submit(request)
@@ -168,36 +164,6 @@ class Embedded(Engine):
             "steps": worker.steps,
             "tokens": worker.tokens,
         }
-
-    def _request(
-        self, prompt: Prompt, gist: Gist | None, sampling: Sampling, client: str
-    ) -> Request:
-        check_numbers(max_tokens=sampling.max_tokens, n=sampling.n)
-        if sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
-            raise OptionError("temperature must be 0 or more, top_p in (0, 1]")
-        if gist is not None:
-            gist.check(self._fingerprint, self.model.config.template, 1)
-        turns = prompt.turns if isinstance(prompt.turns, str) else tuple(prompt.turns)
-        ids = self._ids("" if gist is not None else prompt.instruction, turns)
-        request = Request(ids, gist, sampling, client)
-        self._check_length(request.columns)
-        return request
-
-    def _encode(self, instruction: str, turns: Input) -> list[int]:
-        encoder = self.model.encoder
-        if not instruction:
-            ids = encoder.input(turns)
-        else:
-            ids = encoder.prompt(instruction, turns, self.model.config.default_k)
-        self._check_length(len(ids))  # what is refused here is not remembered either
-        return ids
-
-    def _check_length(self, tokens: int) -> None:
-        if tokens > self.max_length:
-            raise PromptError(
-                f"{tokens} tokens (prompt and answer) are more than the {self.max_length} allowed "
-                "here; shorten the prompt or max_tokens"
-            )
 
     def _check_room(self, request: Request) -> None:
         if request.sampling.n > self.max_rows:

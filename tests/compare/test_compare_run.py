@@ -89,8 +89,8 @@ def test_the_leaderboard_compares_the_same_rows() -> None:
 
 
 def scored(name: str, loss: list[float], tokens: list[int]) -> Outcome:
-    one = [1.0] * len(loss)
-    return Outcome(name, 4, "", ["?"] * len(loss), one, one, one, one, loss, tokens)  # type: ignore[arg-type]
+    one = [1] * len(loss)
+    return Outcome(name, 4, "", ["?"] * len(loss), one, one, one, one, loss, tokens)
 
 
 def test_perplexity_is_of_the_rows_that_the_full_prompt_can_be_scored_on() -> None:

@@ -8,63 +8,36 @@ Knows nothing of servers.
 """
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
-from gisting.errors import OptionError, PromptError
 from gisting.fidelity.reading import end_tokens
-from gisting.gist import Gist, instruction_hash
+from gisting.gist import instruction_hash
 from gisting.integrations.server import weights_name
 from gisting.model import GistModel
-from gisting.models.inputs import check_numbers
-from gisting.prompts import Input
-from gisting.serving.engine import Prompt, Sampling
+from gisting.serving.engine import Sampling
+from gisting.serving.reader import Reader
 from gisting.serving.requests import Answer, Request
 from gisting.serving.vllm.job import Job
 from gisting.serving.vllm.wire import body_of
 from gisting.store import GistKey
 
 
-class Asking:
+class Asking(Reader):
     """One model's way of asking.
 
     Args:
-        model: its tokenizer, templates and fingerprint; a `Hollow` one will do.
-        max_length: tokens of a prompt and its answer together; None: no limit but the model's.
-        prompts: so many prompts' ids are remembered: a front asks for the size first.
+        model: a `Hollow` one will do.
+        max_length, prompts: as `Reader`.
 
     Attributes:
-        max_length: may be lowered, when servers allow less.
+        max_length: servers may allow less.
         weights: the name that servers are asked by.
     """
 
     def __init__(self, model: GistModel, *, max_length: int | None, prompts: int) -> None:
-        limits = [n for n in (max_length, model.adapter.max_positions) if n is not None]
-        self.max_length = min(limits, default=None)
-        self.weights = weights_name(model.fingerprint)
-        self._model, self._ends = model, end_tokens(model)
-        self._ids = lru_cache(prompts)(self._encode)
-
-    def request(
-        self, prompt: Prompt, gist: Gist | None, sampling: Sampling, client: str = ""
-    ) -> Request:
-        """A request, checked.
-
-        Raises:
-            PromptError: it cannot be a prompt, or is too long.
-            OptionError: a sampling that means nothing.
-            GistMismatchError: another model's gist.
-        """
-        check_numbers(max_tokens=sampling.max_tokens, n=sampling.n)
-        if sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
-            raise OptionError("temperature must be 0 or more, top_p in (0, 1]")
-        if gist is not None:
-            gist.check(self._model.fingerprint, self._model.config.template, 1)
-        turns = prompt.turns if isinstance(prompt.turns, str) else tuple(prompt.turns)
-        ids = self._ids("" if gist is not None else prompt.instruction, turns)
-        request = Request(ids, gist, sampling, client)
-        self._check_length(request.columns)
-        return request
+        super().__init__(model, max_length=max_length, prompts=prompts)
+        self.weights = weights_name(self.fingerprint)
+        self._ends = end_tokens(model)
 
     def jobs(self, request: Request, id: str, what: str, *, whole: bool) -> list[Job]:
         """What servers are asked: once for all greedy answers, once for each drawn one.
@@ -92,7 +65,7 @@ class Asking:
         """Have a gist made and kept in the store (raises PromptError: it is too long)."""
         ids = [*key.tokens, *[self._model.gist_id] * key.num_tokens]
         request = Request(ids, None, Sampling(1), "")
-        self._check_length(request.columns)
+        self.check_length(request.columns)
         errand = {"compress": key.to_json(), "instruction_sha256": instruction_hash(instruction)}
         return self._job(request, ids, errand, whole=True)
 
@@ -140,19 +113,3 @@ class Asking:
             name=lambda ids: str(decode(ids)),
             ends=frozenset(self._ends),
         )
-
-    def _encode(self, instruction: str, turns: Input) -> list[int]:
-        encoder = self._model.encoder
-        if not instruction:
-            ids = encoder.input(turns)
-        else:
-            ids = encoder.prompt(instruction, turns, self._model.config.default_k)
-        self._check_length(len(ids))  # what is refused here is not remembered either
-        return ids
-
-    def _check_length(self, tokens: int) -> None:
-        if self.max_length is not None and tokens > self.max_length:
-            raise PromptError(
-                f"{tokens} tokens (prompt and answer) are more than the {self.max_length} allowed "
-                "here; shorten the prompt or max_tokens"
-            )

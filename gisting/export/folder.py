@@ -105,7 +105,7 @@ def restore(folder: str | os.PathLike[str]) -> Gist:
             template=header["template"],
         )
         same = len(gist) == 1 and content_id(gist) == facts["id"]
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OSError, RecursionError) as error:
         if isinstance(error, GistFileError):
             raise
         raise GistFileError(f"{place} is damaged ({error}); export the gist again") from error

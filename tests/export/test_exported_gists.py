@@ -237,6 +237,9 @@ def test_files_of_others_are_refused(model: GistModel, gist: Gist, tmp_path: Pat
         restore(tmp_path)
     for format, missing in (("peft", "adapter_config.json"), ("hf-cache", "cache.safetensors")):
         folder = export(gist, model, tmp_path / format, format=format, base="base")
+        (folder / missing).write_text("[" * 100_000)
+        with pytest.raises(GistFileError):
+            restore(folder)
         (folder / missing).unlink()
         with pytest.raises(GistFileError):
             restore(folder)

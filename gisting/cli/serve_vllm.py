@@ -102,6 +102,8 @@ def _checked(engine: Vllm) -> Vllm:
 
 
 def _absolute(store: str) -> str:
+    if not store:  # the system takes it for the working folder
+        raise OptionError("--store is empty; give a folder or a URL")
     return store if "://" in store else os.path.realpath(store)
 
 

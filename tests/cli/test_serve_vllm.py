@@ -31,6 +31,7 @@ from gisting.store import GistKey
         (["--endpoint", "http://a:1", "--print-command"], "leave out --endpoint"),
         (["--engine", "vllm", "--kv-limit", "9"], "--kv-limit is for the embedded engine"),
         (["--engine", "vllm", "--print-command", "--vllm-args", "'"], "--vllm-args cannot be read"),
+        (["--engine", "vllm", "--print-command", "--store", ""], "--store is empty"),
         (["--engine", "llama.cpp"], "is not one of 'embedded', 'vllm'"),
         (["--endpoint", "a:1"], "must be like http://HOST:PORT"),
         (["--endpoint", "http://a:1/v2"], "must be like http://HOST:PORT"),

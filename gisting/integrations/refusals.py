@@ -29,15 +29,23 @@ def _reasons(config: Any, kv_cache: Any) -> Iterator[str]:
         yield "several kinds of attention layers (sliding windows or state-space layers)"
     elif type(kv_cache.kv_cache_groups[0].kv_cache_spec) is not FullAttentionSpec:
         yield "attention that is not full (a sliding window)"
-    elif kv_cache.kv_cache_groups[0].kv_cache_spec.sliding_window is not None:
-        yield "a sliding window"
-    if str(config.cache_config.cache_dtype).startswith("fp8"):
-        yield "an fp8 KV cache"
+    else:
+        spec = kv_cache.kv_cache_groups[0].kv_cache_spec
+        if spec.sliding_window is not None or spec.attention_chunk_size is not None:
+            yield "a sliding window or attention in chunks"
+        if spec.non_causal:
+            yield "attention that looks ahead"
+    kept, weights = str(config.cache_config.cache_dtype), str(config.model_config.dtype)
+    if kept not in ("auto", weights.removeprefix("torch.")):
+        yield f"a KV cache of {kept} where the weights are {weights.removeprefix('torch.')}"
     if config.speculative_config is not None:
         yield "speculative decoding"
     if config.parallel_config.pipeline_parallel_size > 1:
         yield "pipeline parallelism"
-    if config.parallel_config.decode_context_parallel_size > 1:
-        yield "decode context parallelism"
+    if (
+        config.parallel_config.decode_context_parallel_size > 1
+        or config.parallel_config.prefill_context_parallel_size > 1
+    ):
+        yield "context parallelism"
     if config.kv_transfer_config.kv_load_failure_policy != "fail":
         yield "kv_load_failure_policy=recompute, which would read placeholders as text"

@@ -75,20 +75,22 @@ def engine(**changes: Any) -> tuple[Any, Any]:
         "speculative_config": None,
         "pipeline_parallel_size": 1,
         "decode_context_parallel_size": 1,
+        "prefill_context_parallel_size": 1,
         "kv_load_failure_policy": "fail",
-        "window": None,
+        "attention": {},
         "groups": 1,
         "spec": FullAttentionSpec,
     } | changes
     sizes = {"block_size": 32, "num_kv_heads": 2, "head_size": 64, "dtype": torch.float32}
-    spec = facts["spec"](**sizes, sliding_window=facts["window"])
+    spec = facts["spec"](**sizes, **facts["attention"])
     config = SimpleNamespace(
-        model_config=SimpleNamespace(use_mla=facts["use_mla"]),
+        model_config=SimpleNamespace(use_mla=facts["use_mla"], dtype=torch.float32),
         cache_config=SimpleNamespace(cache_dtype=facts["cache_dtype"]),
         speculative_config=facts["speculative_config"],
         parallel_config=SimpleNamespace(
             pipeline_parallel_size=facts["pipeline_parallel_size"],
             decode_context_parallel_size=facts["decode_context_parallel_size"],
+            prefill_context_parallel_size=facts["prefill_context_parallel_size"],
         ),
         kv_transfer_config=SimpleNamespace(kv_load_failure_policy=facts["kv_load_failure_policy"]),
     )
@@ -96,8 +98,21 @@ def engine(**changes: Any) -> tuple[Any, Any]:
     return config, SimpleNamespace(kv_cache_groups=groups)
 
 
-def test_what_is_proved_is_not_refused() -> None:
-    refuse(*engine())
+@pytest.mark.parametrize("kept", ["auto", "float32"])
+def test_what_is_proved_is_not_refused(kept: str) -> None:
+    refuse(*engine(cache_dtype=kept))
+
+
+def test_whatever_vllm_keeps_other_than_the_weights_dtype() -> None:
+    from typing import get_args
+
+    from vllm.config.cache import CacheDType
+
+    kinds = set(get_args(CacheDType)) - {"auto", "float32"}
+    assert {"fp8", "bfloat16", "int8_per_token_head", "nvfp4", "turboquant_4bit_nc"} <= kinds
+    for kind in kinds:
+        with pytest.raises(UnsupportedModelError, match=f"a KV cache of {kind} where"):
+            refuse(*engine(cache_dtype=kind))
 
 
 @pytest.mark.parametrize(
@@ -105,11 +120,13 @@ def test_what_is_proved_is_not_refused() -> None:
     [
         ({"use_mla": True}, "MLA"),
         ({"groups": 2}, "several kinds of attention"),
-        ({"window": 64}, "a sliding window"),
-        ({"cache_dtype": "fp8_e5m2"}, "fp8"),
+        ({"attention": {"sliding_window": 64}}, "a sliding window"),
+        ({"attention": {"attention_chunk_size": 64}}, "in chunks"),
+        ({"attention": {"non_causal": True}}, "looks ahead"),
         ({"speculative_config": object()}, "speculative decoding"),
         ({"pipeline_parallel_size": 2}, "pipeline parallelism"),
-        ({"decode_context_parallel_size": 2}, "decode context parallelism"),
+        ({"decode_context_parallel_size": 2}, "context parallelism"),
+        ({"prefill_context_parallel_size": 2}, "context parallelism"),
         ({"kv_load_failure_policy": "recompute"}, "recompute"),
     ],
 )
@@ -122,4 +139,4 @@ def test_attention_of_another_kind() -> None:
     from vllm.v1.kv_cache_interface import SlidingWindowSpec
 
     with pytest.raises(UnsupportedModelError, match="not full"):
-        refuse(*engine(spec=SlidingWindowSpec, window=64))
+        refuse(*engine(spec=SlidingWindowSpec, attention={"sliding_window": 64}))

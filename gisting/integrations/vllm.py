@@ -89,6 +89,8 @@ class GistConnector(KVConnectorBase_V1):  # type: ignore[misc]
         except GistingError as error:
             log.warning("request %s fails: %s", request.request_id, error)
             asked = Refused()
+            if request.num_tokens == 1:  # vLLM computes the last; what fails must stand before it
+                request.append_output_token_ids(self._served.gist_id)
         if asked is None:
             return
         self._asked[request.request_id] = asked

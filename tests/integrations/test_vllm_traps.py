@@ -64,10 +64,11 @@ def test_told_not_to_read_the_prefix_cache_the_gist_is_read_all_the_same(served:
 
 
 @pytest.mark.parametrize(
-    "fault", ["missing", "damaged", "logprobs", "prompt", "nonsense", "key", "shape", "swapped"]
+    "fault",
+    ["missing", "damaged", "logprobs", "prompt", "nonsense", "key", "shape", "swapped", "short"],
 )
 def test_a_bad_request_fails_alone(fault: str, served: Served) -> None:
-    """Traps 3, 4 and 5."""
+    """Traps 3, 4 and 5; `short` is one token, of which vLLM takes none from outside."""
     id, gist = served.compress(ONE, 5)
     good = served.from_gist(id, 5, TEXT)
     bad = bad_request(fault, served)
@@ -88,6 +89,8 @@ def bad_request(fault: str, served: Served) -> Any:
         return served.from_gist(id, 5, "a", prompt_logprobs=1)
     if fault == "prompt":
         return {"prompt_token_ids": [5, 6, 7, 8, 9, 10, 11]}, params({"gist": id})
+    if fault == "short":
+        return {"prompt_token_ids": [served.model.gist_id]}, params({"gist": id})
     if fault == "nonsense":
         return {"prompt_token_ids": [5, 6, 7]}, params({"gist": {"a": [1]}})
     if fault == "key":

@@ -3,6 +3,7 @@
 Knows nothing about what is written.
 """
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -99,4 +100,6 @@ def _save_error(target: Path, error: Exception) -> SaveError:
     if isinstance(error, SaveError):
         return error
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return SaveError(f"could not write {target}: {reason}; free space or choose another place")
+    full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = "free space or choose another place" if full else "choose another place"
+    return SaveError(f"could not write {target}: {reason}; {advice}")

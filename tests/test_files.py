@@ -25,10 +25,16 @@ def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
 
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").write_text("old")
-    with pytest.raises(SaveError, match="No space left on device"):
+    with pytest.raises(SaveError, match="No space left on device; free space or choose another"):
         write_folder(tmp_path / "model", fail)
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["old"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_freeing_space_is_advised_only_where_it_helps(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SaveError, match="; choose another place"):
+        write_text(tmp_path / "file" / "below", "y")
 
 
 def test_a_folder_within_is_renewed(tmp_path: Path) -> None:

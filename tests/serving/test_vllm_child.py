@@ -82,6 +82,20 @@ def test_it_is_started_again_and_ends_with_us(
     assert not answers(made.url)
 
 
+def test_a_long_start_gives_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(child, "TELL", 0.1)
+    slow = "import time; print('INFO reading weights', flush=True); time.sleep(1.5)" + SERVER
+    with (
+        caplog.at_level("INFO", logger=child.__name__),
+        Child(options(tmp_path), command=[sys.executable, "-c", slow]) as made,
+    ):
+        made.wait()
+    told = [x.facts for x in caplog.records if x.message == "waiting for vLLM to start"]  # type: ignore[attr-defined]
+    assert told and told[-1]["last"] == "INFO reading weights"
+
+
 def test_why_it_does_not_start_is_told_in_a_line(tmp_path: Path) -> None:
     with (
         Child(options(tmp_path), command=[sys.executable, "-c", FAILS]) as made,

@@ -30,6 +30,7 @@ from gisting.errors import UnavailableError
 log = logging.getLogger(__name__)
 
 KEPT = 200  # lines of its output, to know why it ended
+TELL = 30.0  # seconds between two signs of life while it starts
 LEAVE = 20.0  # seconds to end by itself
 PAUSES = (1.0, 60.0)  # seconds before it is started again: the first, the longest
 LEVELS = {" ERROR ": logging.WARNING, " WARNING ": logging.INFO}
@@ -89,11 +90,16 @@ class Child:
             UnavailableError: it ended before, with the reason.
         """
         assert self._process is not None
+        begun = told = time.monotonic()
         while not self._answers():
             if self._process.poll() is not None:
                 time.sleep(0.2)  # its last words
                 raise UnavailableError(f"vLLM did not start: {self._why()}")
             time.sleep(0.2)
+            if (now := time.monotonic()) - told > TELL:  # large weights take their time
+                told, last = now, self._said[-1] if self._said else ""
+                facts = {"seconds": round(now - begun), "last": last[:400]}
+                log.info("waiting for vLLM to start", extra={"facts": facts})
         self._thread.start()
 
     def _answers(self) -> bool:

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from gisting.cli.compress import Device, Precision
-from gisting.cli.run import emit, say
+from gisting.cli.run import emit, refuse_given, say
 from gisting.errors import OptionError
 
 SWEPT = (
@@ -132,7 +132,7 @@ def check(
     from gisting.cli.benchmark_model import check_model, load
 
     if data is None:
-        _refuse_given(context, "max_samples", why="needs --data")
+        refuse_given(context, "max_samples", why="needs --data")
     _at_least_one(("--max-samples", max_samples), ("--max-new-tokens", max_new_tokens))
     _at_least_one(*(("--num-gist-tokens", k) for k in num_gist_tokens or []))
     ks = tuple(num_gist_tokens or ())
@@ -208,9 +208,9 @@ def run(
     gisting benchmark embedded --data tasks --max-samples 50
     """
     if data is None:
-        _refuse_given(context, "max_samples", "profiler", why="needs --data")
+        refuse_given(context, "max_samples", "profiler", why="needs --data")
     else:
-        _refuse_given(context, *SWEPT, why="does not go with --data, which brings its own prompts")
+        refuse_given(context, *SWEPT, why="does not go with --data, which brings its own prompts")
     _at_least_one(
         ("--max-samples", max_samples),
         ("--input-tokens", input_tokens),
@@ -255,14 +255,6 @@ def run(
         seed=seed,
     )
     sweep_model(loaded, model, options, out, as_json=json)
-
-
-def _refuse_given(context: typer.Context, *names: str, why: str) -> None:
-    """Refuse options that would be ignored (raises OptionError)."""
-    for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise OptionError(f"--{name.replace('_', '-')} {why}")
 
 
 def _at_least_one(*numbers: tuple[str, int]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from gisting.errors import GistingError, SaveError
+from gisting.errors import GistingError, OptionError, SaveError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -64,6 +64,14 @@ def emit(text: str) -> None:
 def say(text: str) -> None:
     """Tell the user something beside the results, in one line on stderr."""
     print(f"{NAME}: {text}", file=sys.stderr, flush=True)
+
+
+def refuse_given(context: typer.Context, *names: str, why: str) -> None:
+    """Refuse options of the command line that would be ignored (raises OptionError)."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise OptionError(f"--{name.replace('_', '-')} {why}")
 
 
 def progress_bar() -> "Progress":

@@ -9,9 +9,15 @@ from typing import Annotated
 import typer
 
 from gisting.cli.compress import Device, Precision
-from gisting.cli.run import emit, say
+from gisting.cli.run import emit, refuse_given, say
 from gisting.cli.store import Place
 from gisting.errors import MissingExtraError, OptionError
+
+GATEWAYS = (
+    *("store_bytes", "api_keys", "min_fidelity", "compressor", "max_waiting", "max_rows"),
+    *("max_length", "max_body", "timeout", "drain_seconds", "log_prompts", "device"),
+)
+"""Options of which the command for a server elsewhere holds nothing."""
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client", "httpx2")
 
@@ -41,6 +47,7 @@ class WithVllm:
 
 
 def serve(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Folder or hub id; `embedded` is the default.")
     ] = "embedded",
@@ -176,6 +183,13 @@ def serve(
         return
     if scope:
         raise OptionError("--scope is for --new-key; give that too")
+    vllm = _vllm(engine, endpoint, vllm_args, print_command, compressor, kv_limit)
+    if vllm is not None and vllm.print_command:
+        refuse_given(context, *GATEWAYS, why="is the gateway's; a server at --endpoint has none")
+    elif vllm is not None and not vllm.local:
+        refuse_given(context, "device", why="is for --compressor transformers: vLLM has its own")
+        if vllm.endpoints:
+            refuse_given(context, "precision", why="is for who starts the servers at --endpoint")
     keys = None if api_keys is None else Keys.read(api_keys)
     for package in NEEDED:
         if find_spec(package) is None:
@@ -193,7 +207,7 @@ def serve(
             store_bytes=store_bytes,
             keys=keys,
             min_fidelity=min_fidelity,
-            vllm=_vllm(engine, endpoint, vllm_args, print_command, compressor, kv_limit),
+            vllm=vllm,
             max_waiting=max_waiting,
             max_rows=max_rows,
             max_length=max_length,

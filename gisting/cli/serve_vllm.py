@@ -5,14 +5,17 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 from gisting.cli.request import Request
 from gisting.errors import MissingExtraError, OptionError
-from gisting.integrations.server import MODULE, server_options
+from gisting.integrations.server import MODULE, check_options, server_options
 from gisting.integrations.start import connector_config
 from gisting.model import GistModel
+from gisting.models.inputs import check_numbers
+from gisting.serving.run import check_address
 from gisting.serving.vllm.child import Child
 from gisting.serving.vllm.endpoint import check_url
 from gisting.serving.vllm.engine import Vllm
@@ -30,8 +33,13 @@ def print_command(
     request: Request, store: str, *, name: str, host: str, port: int, more: str, verbose: bool
 ) -> str:
     """The command that starts a server for `--endpoint`, for a shell (raises ModelError)."""
+    check_address(host, port)
+    if port == 0:
+        raise OptionError("--port 0 is for a server that is started; give the port to listen on")
+    extra = _split(more)
+    check_options(extra)
     path = check_servable(request.model, cache_dir=request.cache_dir)
-    config = connector_config(request.load(verbose=verbose), _absolute(store))
+    config = connector_config(_on_cpu(request).load(verbose=verbose), _absolute(store))
     options = server_options(
         path,
         config,
@@ -39,7 +47,7 @@ def print_command(
         precision=request.precision,
         host=host,
         port=port,
-        more=_split(more),
+        more=extra,
     )
     return shlex.join(["python", "-m", MODULE, *options])
 
@@ -66,6 +74,7 @@ def vllm_engine(
     Raises:
         OptionError, ModelError, ServerError, MissingExtraError: it cannot be had; says why.
     """
+    check_numbers(**limits)
     if endpoints:
         urls, key = [check_url(url) for url in endpoints], os.environ.get(KEY)
         model: GistModel
@@ -77,23 +86,31 @@ def vllm_engine(
             model = hollow(request.model, weights, cache_dir=request.cache_dir)
         yield _checked(Vllm(model, store, urls, name=name, key=key, local=local, **limits))
         return
+    args = [*QUIET, *_split(more)]
+    check_options(args)
+    if any(word.startswith("--ssl") for word in args):
+        raise OptionError("leave --ssl-... out of --vllm-args: this process alone asks that server")
     if find_spec("vllm") is None:
         raise MissingExtraError("vllm", "vllm")
     path = check_servable(request.model, cache_dir=request.cache_dir)
-    model = request.load(verbose=verbose)
+    model = (request if local else _on_cpu(request)).load(verbose=verbose)
     config = connector_config(model, _absolute(store.place))
     if not local:  # its weights are vLLM's from now on
         model = hollow(request.model, model.fingerprint, cache_dir=request.cache_dir)
 
     def options(host: str, port: int) -> list[str]:
         known: dict[str, Any] = {"name": name, "precision": request.precision}
-        args = [*QUIET, *_split(more)]
         return server_options(path, config, host=host, port=port, more=args, **known)
 
     with Child(options) as child:
         child.wait()
         found = Vllm(model, store, [child.url], name=name, key=child.key, local=local, **limits)
         yield _checked(found)
+
+
+def _on_cpu(request: Request) -> Request:
+    """Where weights are only looked at: the accelerator's memory is vLLM's."""
+    return replace(request, device="cpu")
 
 
 def _checked(engine: Vllm) -> Vllm:

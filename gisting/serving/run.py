@@ -78,15 +78,20 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+def check_address(host: str, port: int) -> None:
+    """Raise OptionError for an address that the system would take for another one."""
+    if not host:  # for every network
+        raise OptionError("--host is empty; 0.0.0.0 is every network")
+    if not 0 <= port < 2**16:  # for what is left when it is divided by that
+        raise OptionError(f"--port must be between 0 and {2**16 - 1}, not {port}")
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens, before anything slow is done (raises OptionError).
 
     Whoever connects before the model is loaded waits for it.
     """
-    if not host:  # the system takes it for every network
-        raise OptionError("--host is empty; 0.0.0.0 is every network")
-    if not 0 <= port < 2**16:  # the system takes what is left when it is divided by that
-        raise OptionError(f"--port must be between 0 and {2**16 - 1}, not {port}")
+    check_address(host, port)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -30,11 +30,17 @@ from gisting.store import GistKey
         (["--endpoint", "http://a:1", "--vllm-args", "--x"], "leave out --endpoint"),
         (["--endpoint", "http://a:1", "--print-command"], "leave out --endpoint"),
         (["--engine", "vllm", "--kv-limit", "9"], "--kv-limit is for the embedded engine"),
-        (["--engine", "vllm", "--print-command", "--vllm-args", "'"], "--vllm-args cannot be read"),
-        (["--engine", "vllm", "--print-command", "--store", ""], "--store is empty"),
+        (["--engine", "vllm", "--vllm-args", "'"], "--vllm-args cannot be read"),
+        (["--engine", "vllm", "--vllm-args", "--model x"], "leave --model out of --vllm-args"),
+        (["--engine", "vllm", "--vllm-args", "--ssl-keyfile x"], "leave --ssl-... out"),
+        (["--engine", "vllm", "--max-rows", "0"], "max_rows must be at least 1"),
+        (["--engine", "vllm", "--device", "cpu"], "--device is for --compressor transformers"),
+        (["--endpoint", "http://a:1", "--max-length", "0"], "max_length must be at least 1"),
+        (["--endpoint", "http://a:1", "--precision", "bf16"], "--precision is for who starts"),
         (["--engine", "llama.cpp"], "is not one of 'embedded', 'vllm'"),
         (["--endpoint", "a:1"], "must be like http://HOST:PORT"),
         (["--endpoint", "http://a:1/v2"], "must be like http://HOST:PORT"),
+        (["--endpoint", "http://a:1/#b"], "must be like http://HOST:PORT"),
         (["--endpoint", "http://me:secret@a:1"], "must be like http://HOST:PORT"),
         (["--endpoint", "http://a:99999"], "must be like http://HOST:PORT"),
     ],
@@ -43,6 +49,31 @@ def test_options_that_mean_nothing(
     arguments: list[str], message: str, run: Run, decoder: Path, tmp_path: Path
 ) -> None:
     place = ["--store", str(tmp_path / "store"), "--port", "0"]
+    assert message in run("serve", decoder, *place, *arguments).error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--vllm-args", "'"], "--vllm-args cannot be read"),
+        (["--vllm-args", "--port 9000"], "leave --port out of --vllm-args"),
+        (["--vllm-args", "--served_model_name=x"], "it is gisting's; say it by --name"),
+        (["--vllm-args", "--kv-transfer-config.kv_role both"], "leave --kv-transfer-config out"),
+        (["--vllm-args", "--api-key x"], "VLLM_API_KEY in the environment"),
+        (["--store", ""], "--store is empty"),
+        (["--port", "99999"], "--port must be between 0 and 65535"),
+        (["--port", "0"], "give the port to listen on"),
+        (["--host", ""], "--host is empty"),
+        (["--max-rows", "4"], "--max-rows is the gateway's"),
+        (["--api-keys", "keys.json"], "--api-keys is the gateway's"),
+        (["--compressor", "vllm"], "--compressor is the gateway's"),
+        (["--device", "cpu"], "--device is the gateway's"),
+    ],
+)
+def test_what_a_printed_command_cannot_hold(
+    arguments: list[str], message: str, run: Run, decoder: Path, tmp_path: Path
+) -> None:
+    place = ["--store", str(tmp_path / "store"), "--engine", "vllm", "--print-command"]
     assert message in run("serve", decoder, *place, *arguments).error
 
 
@@ -75,7 +106,7 @@ def test_the_command_for_a_server_elsewhere(run: Run, decoder: Path, tmp_path: P
     told = " ".join(options)
     assert f"--served-model-name mine gisting-{model.fingerprint} " in told
     assert "--host 0.0.0.0 --port 8001 --dtype bfloat16" in told
-    assert told.endswith("--tensor-parallel-size 2")
+    assert told.startswith("--tensor-parallel-size 2 --model ")  # what is ours has the last word
     config = json.loads(options[options.index("--kv-transfer-config") + 1])
     served = Served.of(config["kv_connector_extra_config"])
     assert served.models[""] == model.fingerprint

@@ -63,7 +63,7 @@ def check_url(url: str) -> str:
     except ValueError:
         good = False
     path = parts.path.rstrip("/") if good else ""
-    if not good or path not in ("", "/v1") or parts.query or parts.username:
+    if not good or path not in ("", "/v1") or parts.query or parts.fragment or parts.username:
         raise OptionError(f"--endpoint must be like http://HOST:PORT, not {url[:200]!r}")
     return f"{parts.scheme}://{parts.netloc}"
 

@@ -20,7 +20,7 @@ class Load:
     prompt: int = 1024
     distinct: int = 64
     clients: int = 16
-    requests: int = 48
+    requests: int = 192
     input: int = 32
     output: int = 32
 

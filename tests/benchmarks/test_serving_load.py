@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import serving_load
-from benchmarks.load_client import Ask, Tally, load
-from benchmarks.serving_load_report import to_markdown
-from benchmarks.serving_process import Memory, started
+from benchmarks.serving import load as serving_load
+from benchmarks.serving import questions
+from benchmarks.serving.client import Ask, Tally, load
+from benchmarks.serving.load_report import to_markdown
+from benchmarks.serving.process import Memory, started
 
 RIGHT = [
     {"choices": [{"delta": {"content": "one "}}], "gist": {"status": "used"}},
@@ -108,9 +109,9 @@ def test_a_server_that_ends_is_told_with_its_last_words(tmp_path: Path) -> None:
 
 def test_long_prompts_fill_the_models_positions() -> None:
     model = serving_load.GistModel.from_pretrained("embedded")
-    for one in serving_load.requests(model, 3, 2, seed=0, positions=512):
+    for one in questions.requests(model, 3, 2, seed=0, positions=512):
         tokens = len(model.encoder.prompt(one.instruction, one.input, 8))
-        assert 400 < tokens <= 512 - serving_load.ANSWER
+        assert 400 < tokens <= 512 - questions.ANSWER
 
 
 @pytest.mark.slow

@@ -124,11 +124,10 @@ def serving(folder: Path, model: GistModel, **options: Any) -> Iterator[Served]:
     llm = LLM(
         model=str(folder / "model"),
         dtype="float32",
-        enforce_eager=True,
         max_model_len=512,
         gpu_memory_utilization=0.05,  # of the memory, on a CPU too; the pool is sized otherwise
         kv_transfer_config=transfer,
-        **options,
+        **{"enforce_eager": True, **options},
     )
     try:
         with GistStore(store) as ours:

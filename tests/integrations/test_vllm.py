@@ -20,6 +20,7 @@ INSTRUCTIONS = ("Say it backwards.", "Everything costs nine coins. You are Nora 
 INPUTS = ("a", "hello there, what does the boat cost today?")
 ENGINES: dict[str, dict[str, Any]] = {
     "blocks of 32, prefix caching": {"block_size": 32},
+    "blocks of 128, prefix caching, compiled": {"block_size": 128, "enforce_eager": False},
     "blocks of 128, chunked prefill, no prefix caching": {
         "block_size": 128,
         "enable_prefix_caching": False,

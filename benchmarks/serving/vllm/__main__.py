@@ -2,14 +2,14 @@
 
 import argparse
 
-from benchmarks import serving_vllm
-from benchmarks.serving_vllm.loads import AXES
+from benchmarks.serving import vllm
+from benchmarks.serving.vllm.loads import AXES
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving_vllm",
-        description=serving_vllm.__doc__,
+        prog="python -m benchmarks.serving.vllm",
+        description=vllm.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -24,15 +24,15 @@ def main() -> None:
     exact.add_argument("--rows", type=int, default=100, help="of each of three difficulties")
     options = parser.parse_args()
     if options.command == "measure":
-        from benchmarks.serving_vllm.measure import run
+        from benchmarks.serving.vllm.measure import run
 
         run(options.axis, rounds=options.rounds, seed=options.seed, quick=options.quick)
     elif options.command == "report":
-        from benchmarks.serving_vllm.report import report
+        from benchmarks.serving.vllm.report import report
 
         report()
     else:
-        from benchmarks.serving_vllm.exact import score
+        from benchmarks.serving.vllm.exact import score
 
         score(options.model, rows=options.rows)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import hardware, versions
-from benchmarks.serving_vllm.engine import ask_all, engine
-from benchmarks.serving_vllm.measure import RESULTS
+from benchmarks.serving.vllm.engine import ask_all, engine
+from benchmarks.serving.vllm.measure import RESULTS
 from gisting.data import tasks
 from gisting.files import write_text
 from gisting.gist import Gist, instruction_hash
@@ -133,7 +133,7 @@ def to_markdown(result: dict[str, Any]) -> str:
         (__doc__ or "").strip(),
         "",
         "    .venv/bin/gisting train +experiment=tiny-vllm training.seed=0",
-        f"    .venv-vllm/bin/python -m benchmarks.serving_vllm exact {result['model']}",
+        f"    .venv-vllm/bin/python -m benchmarks.serving.vllm exact {result['model']}",
         "",
         "| k | exact match through vLLM | of GistModel | same answers | furthest value of a gist |",
         "| --- | --- | --- | --- | --- |",

@@ -14,7 +14,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
-from benchmarks.serving_vllm.loads import BLOCK, BLOCKS
+from benchmarks.serving.vllm.loads import BLOCK, BLOCKS
 from gisting.integrations.start import connector_config
 from gisting.model import GistModel
 

@@ -1,4 +1,4 @@
-"""The table of `benchmarks.serving_load`, from its result."""
+"""The table of `benchmarks.serving.load`, from its result."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -16,8 +16,8 @@ from typing import Any
 
 from benchmarks.protocol import median_ratio, quantile
 from benchmarks.report import hardware, versions
-from benchmarks.serving_vllm.engine import Asked, Prompt, Watched, ask, ask_all, engine, watched
-from benchmarks.serving_vllm.loads import AXES, BLOCK, BLOCKS, QUICK, K, Load, along
+from benchmarks.serving.vllm.engine import Asked, Prompt, Watched, ask, ask_all, engine, watched
+from benchmarks.serving.vllm.loads import AXES, BLOCK, BLOCKS, QUICK, K, Load, along
 from gisting.files import write_text
 from gisting.gist import instruction_hash
 from gisting.model import GistModel
@@ -26,7 +26,7 @@ from gisting.testing import tiny_gist_model
 
 SCHEMA_VERSION = 2
 SIDES = ("no reuse", "prefix caching", "gist")
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 TIMED = 12  # instructions whose compressing is timed
 
 

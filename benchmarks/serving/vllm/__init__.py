@@ -1,9 +1,9 @@
 """Gists against prefix caching in the same vLLM: one engine, one model, one load, three ways.
 
     make vllm
-    .venv-vllm/bin/python -m benchmarks.serving_vllm measure [prompt|distinct|clients|input|output]
-    .venv/bin/python -m benchmarks.serving_vllm report          # table and picture of what is there
-    .venv-vllm/bin/python -m benchmarks.serving_vllm exact exp/tiny/tiny-vllm-0
+    .venv-vllm/bin/python -m benchmarks.serving.vllm measure [prompt|distinct|clients|input|output]
+    .venv/bin/python -m benchmarks.serving.vllm report          # table and picture of what is there
+    .venv-vllm/bin/python -m benchmarks.serving.vllm exact exp/tiny/tiny-vllm-0
 
 - `no reuse`: every request reads its whole prompt.
 - `prefix caching`: vLLM keeps the blocks of prompts it has read, as long as there is room.

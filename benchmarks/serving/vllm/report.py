@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import serving_vllm
-from benchmarks.serving_vllm.loads import AXES, MIDDLE, Load
-from benchmarks.serving_vllm.measure import RESULTS, SIDES
+from benchmarks.serving import vllm
+from benchmarks.serving.vllm.loads import AXES, MIDDLE, Load
+from benchmarks.serving.vllm.measure import RESULTS, SIDES
 from gisting.files import write_atomically, write_text
 
 NAMES = {
@@ -46,7 +46,7 @@ def cases(results: dict[str, dict[str, Any]], axis: str) -> list[dict[str, Any]]
 
 def to_markdown(results: dict[str, dict[str, Any]], picture: str) -> str:
     """The results for people."""
-    lines = ["# serving_vllm", "", (serving_vllm.__doc__ or "").strip(), "", f"![]({picture})", ""]
+    lines = ["# serving_vllm", "", (vllm.__doc__ or "").strip(), "", f"![]({picture})", ""]
     for axis in results:
         lines += [
             f"## By {NAMES[axis]}",

@@ -1,0 +1,1 @@
+"""Benchmarks of serving: `gisting serve` under load (`load`), gists in vLLM (`vllm`)."""

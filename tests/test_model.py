@@ -1,23 +1,19 @@
-"""GistModel as its users see it: compress, generate, stream, and what is refused."""
+"""GistModel as its users see it: compress, generate, and what is refused."""
 
-import threading
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from gisting import Gist, GistModel, Prefix
 from gisting.errors import (
     GistMismatchError,
-    NotAGistModelError,
     OptionError,
     PromptError,
-    UnsupportedModelError,
 )
 from gisting.gist import instruction_hash
 from gisting.models.config import GistConfig
-from gisting.testing import byte_tokenizer, tiny_gist_model, tiny_model
+from gisting.testing import tiny_gist_model
 
 INSTRUCTIONS = ["Answer in one word.", "Translate.", "A rather longer instruction, to be padded."]
 INPUTS = ["Capital of France?", "", "hm"]
@@ -375,137 +371,3 @@ def test_stop_strings_are_cut_off(model: GistModel) -> None:
     assert brief(model, "x y", stop_strings=stop) == [expected]
     assert brief(model, "x y", stop_strings=["never", stop]) == [expected]
     assert brief(model, "x y", stop_strings=[]) == [whole]
-
-
-# stream
-
-
-def pieces(model: GistModel, *args: Any, **options: Any) -> list[str]:
-    return list(model.stream(*args, max_new_tokens=40, **options))
-
-
-def test_a_stream_is_generate_piece_by_piece(model: GistModel) -> None:
-    gist = model.compress("Greet.")
-    for x in (*INPUTS, "something else"):
-        got = pieces(model, x, gist)
-        assert len(got) > 1
-        assert "".join(got) == model.generate(x, gist, max_new_tokens=40)[0]
-    whole = model.generate("x", instructions="Greet.", max_new_tokens=40)[0]
-    assert "".join(pieces(model, "x", instructions="Greet.")) == whole
-    assert "".join(pieces(model, "x")) == model.generate("x", max_new_tokens=40)[0]
-
-
-def test_a_stream_stops_at_stop_strings(model: GistModel) -> None:
-    (whole,) = model.generate("x y", max_new_tokens=40)
-    for stop in (whole[6:9], whole[:2], whole[10], whole[-3:]):
-        cut = model.generate("x y", max_new_tokens=40, stop_strings=stop)[0]
-        assert "".join(pieces(model, "x y", stop_strings=stop)) == cut
-
-
-def test_a_stream_of_samples(model: GistModel) -> None:
-    options: dict[str, Any] = {"do_sample": True, "seed": 4, "temperature": 2.0}
-    whole = model.generate("x", max_new_tokens=40, **options)[0]
-    assert "".join(pieces(model, "x", **options)) == whole
-
-
-def test_pieces_come_as_they_are_made(llama: GistModel) -> None:
-    stream = llama.stream("x y", max_new_tokens=400)
-    first = next(stream)
-    assert 0 < len(first) < 40
-    stream.close()
-
-
-def test_leaving_a_stream_ends_its_work(llama: GistModel) -> None:
-    before = threading.active_count()
-    stream = llama.stream("x y", max_new_tokens=400)
-    next(stream)
-    stream.close()
-    assert threading.active_count() == before
-
-
-def test_a_streams_errors_reach_the_caller(llama: GistModel) -> None:
-    gist = llama.compress("Greet.")
-    with pytest.raises(PromptError, match="the input contains <GIST>"):
-        next(llama.stream("a <GIST>", gist))
-    with pytest.raises(GistMismatchError):
-        next(tiny_gist_model(seed=1).stream("x", gist))
-    for options in ({"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}):
-        with pytest.raises(OptionError, match="stream"):
-            next(llama.stream("x", **options))
-
-
-# threads
-
-
-def test_threads_do_not_disturb_each_other(model: GistModel) -> None:
-    """T5 reads gists through hooks on a shared encoder; others may use it meanwhile."""
-    gist = model.compress(INSTRUCTIONS[0])
-    jobs: list[tuple[str, dict[str, Any]]] = [
-        ("Capital of France?", {"gist": gist}),
-        ("Capital of France?", {}),
-        ("hm", {"instructions": "Translate."}),
-    ]
-    expected = [brief(model, x, **options) for x, options in jobs]
-    made: list[list[list[str]]] = [[] for _ in jobs]
-
-    def work(number: int) -> None:
-        x, options = jobs[number]
-        for _ in range(8):
-            made[number].append(brief(model, x, **options))
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(jobs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert made == [[answer] * 8 for answer in expected]
-
-
-# making a gist model of a plain one
-
-
-def test_from_base_teaches_the_token(model: GistModel) -> None:
-    assert model.config.num_gist_tokens == (1, 2, 4)
-    assert model.tokenizer.convert_ids_to_tokens(model.gist_id) == "<GIST>"
-    assert not model.hf_model.training
-    assert tiny_gist_model(num_gist_tokens=3).config.num_gist_tokens == (3,)
-
-
-@pytest.mark.parametrize("k", [0, -1, (), (1, 0)])
-def test_from_base_needs_a_sensible_k(k: Any) -> None:
-    with pytest.raises(OptionError, match="num_gist_tokens must be at least 1"):
-        GistModel.from_base(tiny_model("llama"), byte_tokenizer(), num_gist_tokens=k)
-
-
-def test_a_loaded_model_needs_its_tokenizer() -> None:
-    with pytest.raises(OptionError, match=r"needs its tokenizer: from_base.model, tokenizer."):
-        GistModel.from_base(tiny_model("llama"))
-
-
-def test_a_tokenizer_without_the_token_is_refused() -> None:
-    with pytest.raises(NotAGistModelError, match="the tokenizer has no <GIST>"):
-        GistModel(tiny_model("llama"), byte_tokenizer(), GistConfig())
-
-
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("gpt2", "it uses absolute positions, so a gist is tied to the length of its instruction"),
-        ("opt", "absolute positions"),
-        ("bloom", "ALiBi"),
-        ("mamba", "recurrent layers"),
-    ],
-)
-def test_unproved_families_are_refused_with_a_reason(kind: str, reason: str) -> None:
-    config = AutoConfig.for_model(kind, vocab_size=300, hidden_size=24, num_hidden_layers=1)
-    plain = AutoModelForCausalLM.from_config(config)
-    tokenizer = byte_tokenizer()
-    with pytest.raises(UnsupportedModelError, match=f"{kind}.* is not supported: .*{reason}"):
-        GistModel.from_base(plain, tokenizer)
-    assert "<GIST>" not in tokenizer.get_vocab()  # refused before anything is changed
-
-
-@pytest.mark.parametrize("device", ["cuda:99", "nonsense", "cpu:x"])
-def test_a_device_that_is_not_here(device: str) -> None:
-    with pytest.raises(OptionError, match="is not available here; use device='cpu'"):
-        GistModel.from_base(tiny_model("llama"), byte_tokenizer(), device=device)

@@ -2,24 +2,15 @@
 
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 from console import Run
 from judging import arguments, endpoint, load, write
 
-from gisting.errors import SaveError
-from gisting.evaluation.judge.endpoint import Answer, Usage
 from gisting.evaluation.judge.fake import FakeEndpoint, faults
-from gisting.evaluation.judge.ledger import Ledger
-from gisting.evaluation.judge.pairs import Pair, Question
-from gisting.evaluation.judge.prompt import Verdict
 
 KEY = "sk-secret-of-ours"
 
@@ -80,148 +71,6 @@ def test_nothing_is_asked_twice(run: Run, tmp_path: Path) -> None:
         assert sum(fake.asked.values()) == 40
         assert max(fake.asked.values()) == 1
     assert len(load(tmp_path / "r.json")["results"]) == 40
-
-
-def killed(command: list[str], fake: FakeEndpoint, journal: Path, after: int, how: int) -> int:
-    """Run `command` until `after` verdicts are kept, and kill it; returns how many there are."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gisting", *command],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        # Who runs the tests in the background has SIGINT ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 300
-    kept = -1
-    while kept < after and time.monotonic() < deadline:
-        time.sleep(0.02)
-        kept = journal.read_bytes().count(b"\n") - 1 if journal.exists() else -1
-    process.send_signal(how)
-    _, err = process.communicate(timeout=300)
-    assert kept >= after, err
-    assert process.returncode == (130 if how == signal.SIGINT else -how), err
-    return kept
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_goes_on(run: Run, tmp_path: Path, how: int) -> None:
-    """What was kept is not asked again. From the 13th on, the server lets everybody wait."""
-    opened, lock, numbers = threading.Event(), threading.Lock(), iter(range(10**6))
-
-    def gate(key: str) -> None:
-        with lock:
-            number = next(numbers)
-        if number >= 12:
-            opened.wait(600)
-
-    with FakeEndpoint(gate=gate) as fake:
-        command = [*arguments(tmp_path, fake), "--concurrency", "3", "--timeout", "600"]
-        journal = tmp_path / "r.json.partial"
-        assert killed(command, fake, journal, 12, how) == 12
-        assert len(fake.asked) <= 12 + 3
-        if how == signal.SIGKILL:
-            journal.write_bytes(journal.read_bytes() + b'{"row": 3, "swap')  # cut off by the kill
-        else:
-            assert load(tmp_path / "r.json")["complete"] is False
-            assert not journal.exists()
-        opened.set()
-        assert run(*command).status == 0
-    content = load(tmp_path / "r.json")
-    assert [one["row"] for one in content["results"]] == list(range(20))
-    assert content["complete"] is True
-    assert content["usage"]["requests"] == 20  # 12, and then the 8 that were not kept
-    assert sum(fake.asked.values()) <= 20 + 3  # of which three were on their way before
-
-
-def test_a_kill_before_the_journal_went(run: Run, tmp_path: Path) -> None:
-    """The file took the journal in, which is still there: its tokens do not count twice."""
-    with FakeEndpoint(fault=lambda key, time: "500" if time < 4 else None) as fake:
-        command = [*arguments(tmp_path, fake, n=3), "--retries", "0"]
-        assert run(*command).status == 2
-        journal = tmp_path / "r.json.partial"
-        usage = load(tmp_path / "r.json")["usage"]
-        names = ["ours", "full"]
-        zero = dict.fromkeys(usage, 0)
-        settings = load(tmp_path / "r.json")["judge"]
-        line = {"row": 0, "swapped": True, "error": "x", "x": "", "usage": usage}
-        head = {"judge": settings, "names": names, "usage": zero}
-        journal.write_text(json.dumps(head) + "\n" + json.dumps(line) + "\n")
-        run(*command)
-        assert not journal.exists()
-    assert load(tmp_path / "r.json")["usage"]["requests"] == sum(fake.asked.values())
-
-
-def test_two_at_once_do_not_ask_the_same(run: Run, tmp_path: Path) -> None:
-    """The second is refused while the first one runs, and damages nothing."""
-    opened = threading.Event()
-    with FakeEndpoint(gate=lambda key: opened.wait(600)) as fake:
-        command = [*arguments(tmp_path, fake), "--timeout", "600"]
-        first = subprocess.Popen(
-            [sys.executable, "-m", "gisting", *command], stdout=subprocess.DEVNULL
-        )
-        while not fake.asked:
-            time.sleep(0.02)
-        assert "another run is judging into" in run(*command).error
-        assert "20 requests" in run(*command, "--dry_run").out
-        assert "another run" in run(*command, "--force").error
-        opened.set()
-        assert first.wait(300) == 0
-        assert sum(fake.asked.values()) == 20
-        assert run(*command).status == 0
-        assert sum(fake.asked.values()) == 20
-    assert load(tmp_path / "r.json")["usage"]["requests"] == 20
-
-
-def test_a_journal_that_was_written_meanwhile(tmp_path: Path) -> None:
-    """Between reading what is left and asking for it, another run began and was killed."""
-    pairs = [Pair(row, f"q{row}", "a", "b") for row in range(2)]
-    given = {"names": ("ours", "full"), "settings": {"both_orders": False}}
-    verdict, asked = (
-        Answer(Verdict("a", "r"), "", Usage(1)),
-        [Question(one, False) for one in pairs],
-    )
-    mine = Ledger(tmp_path / "r.json", pairs, **given)  # type: ignore[arg-type]
-    other = Ledger(tmp_path / "other" / "r.json", pairs, **given)  # type: ignore[arg-type]
-    other.record(asked[0], verdict)
-    other.journal.replace(mine.journal)
-    other.close(asked)
-    with pytest.raises(SaveError, match="the same command asks what is left"):
-        mine.begin()
-    third = Ledger(tmp_path / "r.json", pairs, **given)  # type: ignore[arg-type]
-    assert third.left(asked) == asked[1:]
-    third.record(asked[1], verdict)
-    found = third.close(asked)
-    assert (found.tally.wins, found.content["usage"]["requests"]) == (2, 2)
-
-
-def test_a_full_disk_keeps_what_was_written(run: Run, tmp_path: Path) -> None:
-    with FakeEndpoint() as fake:
-        command = [*arguments(tmp_path, fake, n=60), "--concurrency", "2"]
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
-        try:
-            ended = run(*command)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert ended.status == 2
-        assert "error: could not write" in ended.err and "free space" in ended.err
-        asked = sum(fake.asked.values())
-        assert 10 < asked < 60
-        assert run(*command).status == 0
-        assert sum(fake.asked.values()) <= 60 + 2  # whose answers came when there was no room
-    assert len(load(tmp_path / "r.json")["results"]) == 60
-
-
-def test_no_room_for_a_first_verdict_asks_nothing(run: Run, tmp_path: Path) -> None:
-    with FakeEndpoint() as fake:
-        command = [*arguments(tmp_path, fake), "--model", "m" * 4000]
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-        try:
-            assert "could not write" in run(*command).error
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert not fake.asked
 
 
 def test_names_of_files_and_answers(run: Run, tmp_path: Path) -> None:
@@ -442,29 +291,6 @@ def test_all(run: Run, tmp_path: Path) -> None:
         assert sum(fake.asked.values()) == 18
         assert "'GPT'; there are Alone-gist-1, T5-gist-1" in run(*command, "--only", "GPT").error
     assert "nothing to compare" in run("judge", "all", tmp_path, "--out", tmp_path).error
-
-
-@pytest.mark.slow
-def test_a_thousand_pairs_and_a_kill(run: Run, tmp_path: Path) -> None:
-    """Misbehaving server, killed once: nothing lost, nothing kept asked again, the same file."""
-    with FakeEndpoint() as calm:
-        run(*arguments(tmp_path, calm, n=1000))
-    kept: dict[tuple[int, bool], bytes] = {}
-    with FakeEndpoint(fault=faults(9)) as fake:
-        command = arguments(tmp_path, fake, n=1000, name="s.json")
-        journal = tmp_path / "s.json.partial"
-        killed(command, fake, journal, 400, signal.SIGKILL)
-        for line in journal.read_bytes().splitlines()[1:]:
-            entry = json.loads(line)
-            kept[entry["row"], entry["swapped"]] = line
-        assert run(*command).status == 0
-    one, other = load(tmp_path / "r.json"), load(tmp_path / "s.json")
-    assert len(other["results"]) == 1000
-    assert (one["results"], one["scores"]) == (other["results"], other["scores"])
-    assert len(fake.judged) == 1000
-    again = [key for key, times in fake.judged.items() if times > 1]
-    assert len(again) <= 8  # those whose answer was on its way when the run was killed
-    assert len(kept) >= 400
 
 
 def test_no_torch_is_imported(tmp_path: Path) -> None:

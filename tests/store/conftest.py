@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_pairs import Pair, make_pair
+from store_pairs import Clock, Pair, make_pair
 
 from gisting.store import GistStore
 
@@ -35,3 +35,10 @@ def pair() -> Callable[..., Pair]:
 @pytest.fixture
 def store(tmp_path: Path) -> GistStore:
     return GistStore(tmp_path / "store")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("time.time", clock.time)
+    return clock

@@ -1,11 +1,14 @@
 """Gists and their keys, made without a model."""
 
+from collections.abc import Callable
+
 import torch
 
 from gisting.gist import Gist, Provenance, instruction_hash
 from gisting.store import GistKey
 
 Pair = tuple[GistKey, Gist]
+Make = Callable[..., Pair]
 
 
 def make_pair(number: int = 0, *, k: int = 2, size: int = 8) -> Pair:
@@ -29,3 +32,23 @@ def make_pair(number: int = 0, *, k: int = 2, size: int = 8) -> Pair:
 def holds(gist: Gist | None, number: int) -> bool:
     """Whether this is the whole gist of that number."""
     return gist is not None and all(bool((t == number).all()) for t in gist.tensors.values())
+
+
+def same(ours: Gist | None, theirs: Gist) -> bool:
+    return (
+        ours is not None
+        and ours.tensors.keys() == theirs.tensors.keys()
+        and all(torch.equal(t, theirs.tensors[n]) for n, t in ours.tensors.items())
+        and (ours.lengths, ours.provenance) == (theirs.lengths, theirs.provenance)
+        and (ours.model, ours.template) == (theirs.model, theirs.template)
+    )
+
+
+class Clock:
+    """Time that moves when told."""
+
+    now = 1_000_000.0
+
+    def time(self) -> float:
+        self.now += 1e-3
+        return self.now

@@ -1,48 +1,16 @@
-"""GistStore: what goes in comes out, under its own key only; quotas, pins, time, counts."""
+"""GistStore: what goes in comes out, under its own key only; what is told of it."""
 
-import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from store_pairs import Clock, Make, same
 
-from gisting.errors import GistFileError, GistMismatchError, OptionError, SaveError
+from gisting.errors import GistFileError, GistMismatchError, OptionError
 from gisting.gist import Gist, Provenance
-from gisting.store import Entry, GistKey, GistStore
+from gisting.store import Entry, GistStore
 from gisting.store import store as store_module
-from gisting.testing import tiny_gist_model
-
-Pair = tuple[GistKey, Gist]
-Make = Callable[..., Pair]
-
-
-def same(ours: Gist | None, theirs: Gist) -> bool:
-    return (
-        ours is not None
-        and ours.tensors.keys() == theirs.tensors.keys()
-        and all(torch.equal(t, theirs.tensors[n]) for n, t in ours.tensors.items())
-        and (ours.lengths, ours.provenance) == (theirs.lengths, theirs.provenance)
-        and (ours.model, ours.template) == (theirs.model, theirs.template)
-    )
-
-
-class Clock:
-    """Time that moves when told."""
-
-    now = 1_000_000.0
-
-    def time(self) -> float:
-        self.now += 1e-3
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("time.time", clock.time)
-    return clock
 
 
 def test_what_is_held_in_memory_is_what_the_folder_has(
@@ -244,38 +212,6 @@ def test_a_score_that_is_none_is_not_shown(store: GistStore, pair: Make, score: 
     assert entry is not None and entry.fidelity is None
 
 
-def test_time_passes(store: GistStore, pair: Make, clock: Clock, tmp_path: Path) -> None:
-    (key, gist), (other, second) = pair(0), pair(1)
-    store.put(key, gist, ttl=10, pinned=True)
-    store.put(other, second)
-    assert store.get(key) is not None
-    clock.now += 11
-    assert store.get(key) is None  # memory forgets as well
-    with pytest.raises(GistFileError, match="no gist"):
-        store.load(key.id)
-    assert store.find(key.id) is None
-    assert [entry.id for entry in store.entries()] == [other.id]
-    assert store.gc()["expired"] == 1
-    assert not store._tiers.disk.folder.path(key.id).exists()
-    with GistStore(tmp_path / "short", ttl=5) as short:
-        short.put(key, gist)
-        short.put(other, second, ttl=50)
-        clock.now += 6
-        assert short.get(key) is None
-        assert short.get(other) is not None
-
-
-@pytest.mark.parametrize("ttl", [0, -1, float("inf"), float("nan")])
-def test_times_that_mean_nothing(store: GistStore, pair: Make, ttl: float, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="ttl must be above 0"):
-        store.put(*pair(), ttl=ttl)
-    with pytest.raises(OptionError, match="ttl must be above 0"):
-        GistStore(tmp_path / "x", ttl=ttl)
-    with pytest.raises(OptionError, match="max_bytes must be 0 or more"):
-        GistStore(tmp_path / "x", max_bytes=-1)
-    assert not (tmp_path / "x").exists()
-
-
 def test_an_empty_place_is_not_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,89 +219,6 @@ def test_an_empty_place_is_not_the_working_folder(
     with pytest.raises(OptionError, match="place is empty"):
         GistStore("")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_least_recently_used_go(tmp_path: Path, pair: Make, clock: Clock) -> None:
-    with GistStore(tmp_path / "probe") as probe:
-        probe.put(*pair())
-        size = probe.stats()["bytes"]
-    store = GistStore(tmp_path / "small", max_bytes=int(3.5 * size), max_memory_bytes=0)
-    keys = [pair(n)[0] for n in range(6)]
-    store.put(*pair(0), pinned=True)
-    store.put(*pair(1))
-    store.put(*pair(2))
-    assert store.get(keys[1]) is not None  # now 2 is the oldest
-    store.put(*pair(3))
-    assert [store.get(key) is not None for key in keys] == [True, True, False, True, False, False]
-    store.put(*pair(4))
-    store.put(*pair(5))
-    there = {entry.id for entry in store.entries()}
-    assert there == {keys[0].id, keys[4].id, keys[5].id}
-    stats = store.stats()
-    assert (stats["evictions"], stats["entries"], stats["pinned"]) == (3, 3, 1)
-    assert stats["bytes"] <= 3.5 * size
-    assert {p.stem for p in (tmp_path / "small/gists").iterdir()} == there
-
-
-def test_what_expired_goes_first(tmp_path: Path, pair: Make, clock: Clock) -> None:
-    with GistStore(tmp_path / "probe") as probe:
-        probe.put(*pair())
-        size = probe.stats()["bytes"]
-    store = GistStore(tmp_path / "small", max_bytes=int(2.5 * size))
-    store.put(*pair(0))
-    store.put(*pair(1), ttl=1, pinned=True)
-    clock.now += 2
-    store.put(*pair(2))
-    assert {entry.id for entry in store.entries()} == {pair(0)[0].id, pair(2)[0].id}
-
-
-def test_pins_are_kept_and_fill_the_quota(tmp_path: Path, pair: Make) -> None:
-    with GistStore(tmp_path / "probe") as probe:
-        probe.put(*pair())
-        size = probe.stats()["bytes"]
-    store = GistStore(tmp_path / "small", max_bytes=int(2.5 * size))
-    store.put(*pair(0), pinned=True)
-    store.put(*pair(1))
-    store.pin(pair(1)[0].id)
-    with pytest.raises(SaveError, match=r"does not fit .* of them pinned; raise it or unpin"):
-        store.put(*pair(2))
-    assert len(store.entries()) == 2
-    assert list((tmp_path / "small/new").iterdir()) == []
-    store.put(*pair(1))  # the same again takes no more room
-    store.pin(pair(0)[0].id, False)
-    store.put(*pair(2))
-    assert {entry.id for entry in store.entries()} == {pair(1)[0].id, pair(2)[0].id}
-    with pytest.raises(SaveError, match="does not fit"):
-        GistStore(tmp_path / "tiny", max_bytes=10).put(*pair())
-
-
-def test_a_smaller_quota_holds_from_the_next_collection(tmp_path: Path, pair: Make) -> None:
-    with GistStore(tmp_path / "store") as store:
-        for number in range(4):
-            store.put(*pair(number))
-        # Files differ by a few bytes, with the digits of the time in them.
-        quota = 2 * max(entry.num_bytes for entry in store.entries())
-    with GistStore(tmp_path / "store", max_bytes=quota) as store:
-        assert store.gc()["evicted"] == 2
-        assert store.stats()["bytes"] <= quota
-
-
-def test_memory_is_bounded(tmp_path: Path, pair: Make) -> None:
-    size = pair()[1].num_bytes
-    store = GistStore(tmp_path / "store", max_memory_bytes=2 * size)
-    for number in range(4):
-        store.put(*pair(number))
-        store.get(pair(number)[0])
-    assert (store.stats()["memory_entries"], store.stats()["memory_bytes"]) == (2, 2 * size)
-    hits = store.stats()["hits_memory"]
-    store.get(pair(3)[0])
-    store.get(pair(0)[0])
-    assert store.stats()["hits_memory"] == hits + 1
-    store.remove(pair(0)[0].id)
-    assert store.stats()["memory_bytes"] == size
-    none = GistStore(tmp_path / "store", max_memory_bytes=0)
-    none.get(pair(3)[0])
-    assert none.stats()["memory_entries"] == 0
 
 
 def test_another_stores_changes_are_seen(tmp_path: Path, pair: Make) -> None:
@@ -427,94 +280,6 @@ def test_the_default_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert GistStore.default_place() == str(tmp_path / "gisting/gists")
     monkeypatch.setenv("GISTING_STORE", "s3://bucket")
     assert GistStore.default_place() == "s3://bucket"
-
-
-def test_compressed_once_and_kept(store: GistStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_gist_model()
-    gist = store.get_or_compress(model, "Answer in one word.", num_gist_tokens=2)
-    assert same(gist, model.compress("Answer in one word.", num_gist_tokens=2))
-    key = GistKey.of(model, "Answer in one word.", 2)
-    assert same(store.get(key), gist)
-    assert model.generate("Hi", store.get(key), max_new_tokens=4) == model.generate(
-        "Hi", gist, max_new_tokens=4
-    )
-    monkeypatch.setattr(model, "compress", None)
-    assert same(store.get_or_compress(model, "Answer in one word.", num_gist_tokens=2), gist)
-    assert store.stats()["compressed"] == 1
-
-
-def test_asked_many_times_at_once_compressed_once(
-    store: GistStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tiny_gist_model()
-    compress, calls = model.compress, []
-    started, go = threading.Barrier(9), threading.Event()
-
-    def slow(instruction: str, **options: object) -> Gist:
-        calls.append(instruction)
-        assert go.wait(300)
-        return compress(instruction, **options)
-
-    monkeypatch.setattr(model, "compress", slow)
-    found: list[Gist] = []
-
-    def ask() -> None:
-        started.wait(300)
-        found.append(store.get_or_compress(model, "Be brief."))
-
-    threads = [threading.Thread(target=ask) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    started.wait(300)
-    go.set()
-    for thread in threads:
-        thread.join(300)
-    assert calls == ["Be brief."]
-    assert len(found) == 8
-    assert all(same(gist, found[0]) for gist in found)
-
-
-def test_an_error_reaches_all_who_wait_and_nobody_later(
-    store: GistStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tiny_gist_model()
-    with monkeypatch.context() as patch:
-        patch.setattr(model, "compress", lambda *_, **__: 1 / 0)
-        for _ in range(2):
-            with pytest.raises(ZeroDivisionError):
-                store.get_or_compress(model, "Be brief.")
-    assert store.get_or_compress(model, "Be brief.").lengths == (1,)
-
-
-def test_an_interrupted_compression_is_taken_over(
-    store: GistStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tiny_gist_model()
-    compress, calls = model.compress, []
-    begun, waiting = threading.Event(), threading.Event()
-
-    def first_interrupted(instruction: str, **options: object) -> Gist:
-        calls.append(instruction)
-        if len(calls) == 1:
-            begun.set()
-            assert waiting.wait(300)
-            raise KeyboardInterrupt
-        return compress(instruction, **options)
-
-    monkeypatch.setattr(model, "compress", first_interrupted)
-    found: list[Gist] = []
-
-    def follow() -> None:
-        assert begun.wait(300)
-        waiting.set()
-        found.append(store.get_or_compress(model, "Be brief."))
-
-    thread = threading.Thread(target=follow)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        store.get_or_compress(model, "Be brief.")
-    thread.join(300)
-    assert len(found) == 1
 
 
 def test_all_is_the_namespace() -> None:

@@ -6,10 +6,12 @@ from typing import Annotated
 import typer
 
 from gisting.cli.compress import Device, Precision
+from gisting.cli.run import refuse_given
 from gisting.errors import OptionError
 
 
 def compare(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Folder or hub id of a decoder-only gist model.")
     ] = "embedded",
@@ -101,6 +103,10 @@ def compare(
             raise OptionError(f"{name} must be at least 1, not {number}")
     if seed < 0:
         raise OptionError(f"--seed must be 0 or more, not {seed}")
+    if methods and "llmlingua2" not in methods:
+        refuse_given(context, "lingua", why="is for --methods llmlingua2; give that too")
+    if methods and "trained" not in methods:
+        refuse_given(context, "trained_limit", why="is for --methods trained; give that too")
 
     from gisting.cli.compare_model import Comparison, compare_model
 

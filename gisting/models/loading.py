@@ -47,6 +47,7 @@ DTYPES = {
 PLAINLY = {
     "ignore_mismatched_sizes": "its weights do not fit its config.json",
     "Couldn't instantiate the backend tokenizer": "it has no tokenizer, or a damaged one",
+    "Should have a `model_type` key": "there is no config.json in it that says what model it is",
     "contains custom code": "it comes with code of its own, which gisting does not run",
 }
 """What some of transformers' complaints mean here."""

@@ -97,9 +97,7 @@ class Asking(Strict):
     )
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = 1
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(min_length=1, max_length=limits.MAX_STOPS)] | None = (
-        None
-    )
+    stop: Stop | Annotated[list[Stop], Field(max_length=limits.MAX_STOPS)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
 

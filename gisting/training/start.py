@@ -130,10 +130,17 @@ def _join(values: Sequence[object]) -> str:
 
 
 def base_path(args: ModelArguments) -> str:
-    """Folder or hub id of the base model; of another revision than "main", the copy fetched."""
+    """Folder or hub id of the base model; of another revision than "main", the copy fetched.
+
+    Raises:
+        OptionError: a revision of a folder.
+        ModelNotFoundError: there is none of that name.
+    """
     path = loading.resolve(args.model_name_or_path)
-    if args.model_revision == "main" or Path(path).is_dir():
+    if args.model_revision == "main":
         return path
+    if Path(path).is_dir():
+        raise OptionError(f"model.model_revision is for hub ids, and {path} is a folder")
     return loading.fetch_revision(path, args.model_revision, cache_dir=args.cache_dir)
 
 

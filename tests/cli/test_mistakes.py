@@ -67,6 +67,11 @@ def test_no_such_model(run: Run, tmp_path: Path) -> None:
         assert "give a folder or a hub id" in error
 
 
+def test_a_folder_without_a_model(run: Run, tmp_path: Path) -> None:
+    error = run("compress", "--model-name-or-path", tmp_path, "--instruction", "a").error
+    assert "there is no config.json in it that says what model it is; give" in error
+
+
 def test_not_a_gist_model(run: Run, tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)

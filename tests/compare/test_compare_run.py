@@ -181,6 +181,16 @@ def test_a_damaged_comparison_is_refused(
     assert run(app, [*command, "--force"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("option", "method"), [("--lingua=x", "llmlingua2"), ("--trained-limit=3", "trained")]
+)
+def test_options_of_a_method_that_is_not_asked_for(
+    option: str, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(app, ["compare", "embedded", "--methods", "gist", option]) == 2
+    assert f"is for --methods {method}; give that too" in capsys.readouterr().err
+
+
 def test_no_two_methods_look_alike() -> None:
     assert len(set(MARKS)) >= len(METHODS)
     assert len(set(PALETTE)) >= len(METHODS)

@@ -74,6 +74,11 @@ def test_several_answers_a_stop_string_and_a_seed(server: Running) -> None:
     assert (sampling.temperature, sampling.top_p) == (0.5, 0.9)
 
 
+def test_no_stop_strings_at_all(server: Running) -> None:
+    ask(server, stop=[])
+    assert server.engine.samplings[0].stop == ()
+
+
 def test_streamed_answers_are_told_apart(server: Running) -> None:
     texts = {0: "", 1: ""}
     for chunk in ask(server, n=2, stream=True):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gisting.errors import ModelNotFoundError
+from gisting.errors import ModelNotFoundError, OptionError
 from gisting.models import loading
 from gisting.testing import byte_tokenizer, tiny_model
 from gisting.training.arguments import parse_config
@@ -25,10 +25,13 @@ def test_a_revision_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert asked["cache_dir"] == "here"
 
 
-def test_main_and_folders_are_left_alone(tmp_path: Path) -> None:
-    for path, revision in (("someone/model", "main"), (str(tmp_path), "v2")):
-        raw = {"model": {"model_name_or_path": path, "model_revision": revision}}
+def test_main_is_left_alone_and_folders_have_no_revisions(tmp_path: Path) -> None:
+    for path in ("someone/model", str(tmp_path)):
+        raw = {"model": {"model_name_or_path": path, "model_revision": "main"}}
         assert base_path(parse_config(raw).model) == path
+    raw = {"model": {"model_name_or_path": str(tmp_path), "model_revision": "v2"}}
+    with pytest.raises(OptionError, match="model_revision is for hub ids"):
+        base_path(parse_config(raw).model)
 
 
 def test_a_revision_out_of_reach(tmp_path: Path) -> None:

@@ -112,10 +112,12 @@ async def http_failure(request: Request, error: Exception) -> Json:
     """No such route, a method that it does not have, a body that is no JSON."""
     assert isinstance(error, HTTPException)
     status = 400 if error.status_code == 422 else error.status_code
-    message = f"{error.detail}"
-    if status == 404:
+    message, code = f"{error.detail}", None
+    if "parsing the body" in message:  # FastAPI's, for brackets without end and the like
+        message, code = "the body cannot be read as JSON", "invalid_value"
+    elif status == 404:
         message = f"no such route: {request.method} {request.url.path}"
-    return ApiError(status, message, headers=error.headers).response()
+    return ApiError(status, message, code=code, headers=error.headers).response()
 
 
 async def invalid(request: Request, error: Exception) -> Json:

@@ -89,7 +89,7 @@ async def upload(
 async def get(request: Request, id: Id) -> dict[str, Any]:
     """What is known of it, its fidelity with all parts."""
     service = service_of(request)
-    return await _one(service, id, await asyncio.to_thread(service.store.load, id))
+    return await _one(service, id, await service.get(id))
 
 
 @router.delete("/{id}", summary="Delete a gist", responses={200: {"model": GistGone}})
@@ -104,8 +104,9 @@ async def delete(request: Request, id: Id) -> dict[str, Any]:
 async def change(request: Request, id: Id, body: GistChange) -> dict[str, Any]:
     """A pinned gist is never evicted for room."""
     service = service_of(request)
+    await service.get(id)
     await asyncio.to_thread(service.store.pin, id, body.pinned)
-    return await _one(service, id, await asyncio.to_thread(service.store.load, id))
+    return await _one(service, id, await service.get(id))
 
 
 @router.get(
@@ -116,7 +117,7 @@ async def change(request: Request, id: Id, body: GistChange) -> dict[str, Any]:
 )
 async def download(request: Request, id: Id) -> Response:
     """As a file for `gisting compress --gist`, or another server of the same model."""
-    gist = await asyncio.to_thread(service_of(request).store.load, id)
+    gist = await service_of(request).get(id)
     name = f'attachment; filename="{id[:12]}.safetensors"'
     data = await asyncio.to_thread(gist.to_bytes)
     return Response(data, media_type=FILE_TYPE, headers={"Content-Disposition": name})

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from fastapi import Request
 
-from gisting.errors import GistMismatchError, SaveError
+from gisting.errors import GistFileError, GistMismatchError, SaveError, UnavailableError
 from gisting.gist import Gist
 from gisting.serving.engine import Engine
 from gisting.serving.gate import Drain
 from gisting.serving.limits import Settings
+from gisting.serving.logs import log
 from gisting.serving.metrics import Metrics
 from gisting.store import GistStore
 
@@ -39,12 +40,33 @@ class Service:
         """A stored gist that this model can take.
 
         Raises:
-            GistFileError: there is none.
+            GistFileError, UnavailableError: as `get`.
             GistMismatchError: it is another model's.
         """
-        gist = await asyncio.to_thread(self.store.load, id)
+        gist = await self.get(id)
         await self.check(gist)
         return gist
+
+    async def get(self, id: str) -> Gist:
+        """A stored gist, whatever model it is of.
+
+        Raises:
+            GistFileError: there is none.
+            UnavailableError: the store cannot be read at the moment.
+        """
+
+        def read() -> Gist:
+            try:
+                return self.store.load(id)
+            except GistFileError as error:
+                log.info("a gist is not there", extra={"facts": {"why": str(error)}})
+                try:
+                    self.store.find(id)
+                except GistFileError as broken:
+                    raise UnavailableError("the store cannot be read at the moment") from broken
+                raise GistFileError(f"this server has no gist {id}") from error
+
+        return await asyncio.to_thread(read)
 
     async def check(self, gist: Gist) -> None:
         """Raise GistMismatchError unless a gist looks like those that this model makes.

@@ -167,6 +167,7 @@ class Disk:
         self.flush()
         with self.reading():
             if self.folder.stamp(id) is None:
+                self.folder.gists.stat()  # without a folder nothing is known
                 return None
             return self._run(lambda index: index.find(id)) or self._describe(id)
 

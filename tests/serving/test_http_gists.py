@@ -27,6 +27,33 @@ def upload(server: Running, data: bytes, **query: Any) -> Any:
     return server.http().post("/v1/gists/file", content=data, headers=BINARY, params=query)
 
 
+def test_what_is_not_there_and_what_cannot_be_seen(server: Running) -> None:
+    """A store that is gone is no gist that is gone; and nobody is told where either was."""
+    id, place = create(server)["id"], Path(server.engine.store.place)
+    ask = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "gist": id}
+
+    def told() -> list[tuple[int, str, str]]:
+        http = server.http()
+        found = [
+            http.get(f"/v1/gists/{id}"),
+            http.get(f"/v1/gists/{id}/file"),
+            http.patch(f"/v1/gists/{id}", json={"pinned": True}),
+            http.post("/v1/chat/completions", json=ask),
+        ]
+        errors = [one.json()["error"] for one in found]
+        return [
+            (r.status_code, e["code"], e["message"]) for r, e in zip(found, errors, strict=True)
+        ]
+
+    place.rename(place.with_name("gone"))
+    assert {one[:2] for one in told()} == {(503, "unavailable")}
+    place.with_name("gone").rename(place)
+    file = place / "gists" / f"{id}.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    for status, code, message in told():
+        assert (status, code, message) == (404, "gist_not_found", f"this server has no gist {id}")
+
+
 def test_a_whole_life(server: Running) -> None:
     http = server.http()
     made = create(server, k=2, pinned=True, ttl=1000)

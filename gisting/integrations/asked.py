@@ -48,24 +48,26 @@ class Served:
         gist_id: id of the `<GIST>` token.
         store: where the gists are.
         max_memory_bytes: of gists that each process keeps at hand.
+        max_bytes: quota of the store; None: none.
     """
 
     models: Mapping[str, str]
     gist_id: int
     store: str
     max_memory_bytes: int = MEMORY
+    max_bytes: int | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Served":
         """Read the connector's `kv_connector_extra_config` (raises OptionError)."""
-        room = given.get("max_memory_bytes", MEMORY)
+        room, quota = given.get("max_memory_bytes", MEMORY), given.get("max_bytes")
         match given:
             case {
                 "models": {"": str()} as models,
                 "gist_id": int(gist_id),
                 "store": str(store),
-            } if isinstance(room, int):
-                return cls(models, gist_id, store, room)
+            } if isinstance(room, int) and isinstance(quota, int | None):
+                return cls(models, gist_id, store, room, quota)
         raise OptionError(
             "kv_connector_extra_config lacks `models`, `gist_id` or `store`; make it with "
             "gisting.integrations.start.connector_config"

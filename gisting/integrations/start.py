@@ -16,6 +16,7 @@ def connector_config(
     *,
     adapters: Mapping[str, str] | None = None,
     max_memory_bytes: int = MEMORY,
+    max_bytes: int | None = None,
 ) -> dict[str, Any]:
     """What `KVTransferConfig(**...)`, or `--kv-transfer-config` as JSON, needs to be.
 
@@ -24,6 +25,7 @@ def connector_config(
         store: place of the gists; vLLM's processes must reach it.
         adapters: fingerprint of the model with each LoRA adapter, by the name of the adapter.
         max_memory_bytes: of gists that each process keeps at hand; the others are read again.
+        max_bytes: quota of the store, for the gists that vLLM makes; None: none.
     """
     return {
         "kv_connector": "GistConnector",
@@ -34,5 +36,6 @@ def connector_config(
             "gist_id": model.gist_id,
             "store": os.fspath(store),
             "max_memory_bytes": max_memory_bytes,
+            "max_bytes": max_bytes,
         },
     }

@@ -34,7 +34,7 @@ from gisting.integrations.refusals import refuse
 from gisting.integrations.rotation import frequencies, moved
 from gisting.store import GistStore
 
-log = init_logger(__name__)
+log = init_logger(f"vllm.{__name__}")  # vLLM lets nobody speak who is not below its name
 
 
 @dataclass
@@ -69,7 +69,11 @@ class GistConnector(KVConnectorBase_V1):  # type: ignore[misc]
         super().__init__(vllm_config, role, kv_cache_config)
         refuse(vllm_config, kv_cache_config)
         self._served = Served.of(self._kv_transfer_config.kv_connector_extra_config)
-        self._store = GistStore(self._served.store, max_memory_bytes=self._served.max_memory_bytes)
+        self._store = GistStore(
+            self._served.store,
+            max_bytes=self._served.max_bytes,
+            max_memory_bytes=self._served.max_memory_bytes,
+        )
         self._block = vllm_config.cache_config.block_size
         self._salt = secrets.token_hex(8)  # nobody guesses another gist's part of the cache
         self._asked: dict[str, Load | Save | Refused] = {}

@@ -353,7 +353,7 @@ class GistModel:
         if trained and k not in trained and not allow_untrained:
             raise OptionError(
                 f"this model was trained for {', '.join(map(str, trained))} gist tokens, not {k}; "
-                "choose one of those, or allow an untrained number (--allow_untrained)"
+                "choose one of those, or allow untrained numbers (allow_untrained)"
             )
         return int(k)
 

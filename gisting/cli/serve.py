@@ -14,8 +14,8 @@ from gisting.cli.store import Place
 from gisting.errors import MissingExtraError, OptionError
 
 GATEWAYS = (
-    *("store_bytes", "api_keys", "min_fidelity", "compressor", "max_waiting", "max_rows"),
-    *("max_length", "max_body", "timeout", "drain_seconds", "log_prompts", "device"),
+    *("api_keys", "min_fidelity", "compressor", "max_waiting", "max_rows", "max_length"),
+    *("max_body", "timeout", "drain_seconds", "log_prompts", "device"),
 )
 """Options of which the command for a server elsewhere holds nothing."""
 
@@ -183,6 +183,10 @@ def serve(
         return
     if scope:
         raise OptionError("--scope is for --new-key; give that too")
+    if store_bytes is not None and store_bytes < 1:
+        raise OptionError(f"--store-bytes must be at least 1, not {store_bytes}")
+    if endpoint and engine is Kind.embedded:
+        refuse_given(context, "engine", why="embedded does not go with --endpoint, which is vLLM's")
     vllm = _vllm(engine, endpoint, vllm_args, print_command, compressor, kv_limit)
     if vllm is not None and vllm.print_command:
         refuse_given(context, *GATEWAYS, why="is the gateway's; a server at --endpoint has none")

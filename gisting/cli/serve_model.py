@@ -80,6 +80,7 @@ def serve_model(asked: Serving) -> None:
             print_command(
                 request,
                 place,
+                store_bytes=asked.store_bytes,
                 name=_name(asked),
                 host=asked.host,
                 port=asked.port,
@@ -118,6 +119,7 @@ def _engine(asked: Serving, request: Request, store: GistStore) -> Iterator[Engi
     with vllm_engine(
         request,
         store,
+        store_bytes=asked.store_bytes,
         name=_name(asked),
         endpoints=asked.vllm.endpoints,
         local=asked.vllm.local,

@@ -20,6 +20,7 @@ from gisting.serving.vllm.child import Child
 from gisting.serving.vllm.endpoint import check_url
 from gisting.serving.vllm.engine import Vllm
 from gisting.serving.vllm.hollow import check_servable, hollow
+from gisting.serving.vllm.identity import Identity
 from gisting.serving.vllm.meet import meet
 from gisting.store import GistStore
 
@@ -30,7 +31,15 @@ KEY = "GISTING_ENDPOINT_KEY"
 
 
 def print_command(
-    request: Request, store: str, *, name: str, host: str, port: int, more: str, verbose: bool
+    request: Request,
+    store: str,
+    *,
+    store_bytes: int | None,
+    name: str,
+    host: str,
+    port: int,
+    more: str,
+    verbose: bool,
 ) -> str:
     """The command that starts a server for `--endpoint`, for a shell (raises ModelError)."""
     check_address(host, port)
@@ -39,11 +48,11 @@ def print_command(
     extra = _split(more)
     check_options(extra)
     path = check_servable(request.model, cache_dir=request.cache_dir)
-    config = connector_config(_on_cpu(request).load(verbose=verbose), _absolute(store))
+    model = _on_cpu(request).load(verbose=verbose)
     options = server_options(
         path,
-        config,
-        name=name,
+        connector_config(model, _absolute(store), max_bytes=store_bytes),
+        names=(name, Identity.of(model).name),
         precision=request.precision,
         host=host,
         port=port,
@@ -57,6 +66,7 @@ def vllm_engine(
     request: Request,
     store: GistStore,
     *,
+    store_bytes: int | None,
     name: str,
     endpoints: Sequence[str],
     local: bool,
@@ -67,6 +77,7 @@ def vllm_engine(
     """An engine on servers that were found to be what they should be.
 
     Args:
+        store_bytes: quota of the store, for the gists that the child makes.
         endpoints: the servers; none: a child is started.
         local: compress and measure here, not in vLLM.
         more: further options of the child's.
@@ -76,14 +87,14 @@ def vllm_engine(
     """
     check_numbers(**limits)
     if endpoints:
-        urls, key = [check_url(url) for url in endpoints], os.environ.get(KEY)
+        urls, key = list(dict.fromkeys(check_url(url) for url in endpoints)), _key()
         model: GistModel
         if local:
             check_servable(request.model, cache_dir=request.cache_dir)
             model = request.load(verbose=verbose)
         else:
-            weights = asyncio.run(meet(urls, key))
-            model = hollow(request.model, weights, cache_dir=request.cache_dir)
+            met = asyncio.run(meet(urls, key))
+            model = hollow(request.model, met.weights, cache_dir=request.cache_dir)
         yield _checked(Vllm(model, store, urls, name=name, key=key, local=local, **limits))
         return
     args = [*QUIET, *_split(more)]
@@ -94,12 +105,13 @@ def vllm_engine(
         raise MissingExtraError("vllm", "vllm")
     path = check_servable(request.model, cache_dir=request.cache_dir)
     model = (request if local else _on_cpu(request)).load(verbose=verbose)
-    config = connector_config(model, _absolute(store.place))
+    config = connector_config(model, _absolute(store.place), max_bytes=store_bytes)
+    names = (name, Identity.of(model).name)
     if not local:  # its weights are vLLM's from now on
         model = hollow(request.model, model.fingerprint, cache_dir=request.cache_dir)
 
     def options(host: str, port: int) -> list[str]:
-        known: dict[str, Any] = {"name": name, "precision": request.precision}
+        known: dict[str, Any] = {"names": names, "precision": request.precision}
         return server_options(path, config, host=host, port=port, more=args, **known)
 
     with Child(options) as child:
@@ -116,6 +128,13 @@ def _on_cpu(request: Request) -> Request:
 def _checked(engine: Vllm) -> Vllm:
     asyncio.run(engine.check())
     return engine
+
+
+def _key() -> str | None:
+    key = os.environ.get(KEY)
+    if key and not (key.isascii() and key.isprintable() and " " not in key):  # never quoted: secret
+        raise OptionError(f"{KEY} must be plain ASCII without blanks or line ends")
+    return key
 
 
 def _absolute(store: str) -> str:

@@ -1,7 +1,6 @@
 """How to start vLLM's OpenAI server so that a gateway knows it again.
 
-A server serves under several names; one of them is the fingerprint of its weights, so that whoever
-asks by that name gets no answer from other weights.
+A server serves under several names: the one that people know, and the one that gateways ask by.
 """
 
 import json
@@ -30,18 +29,6 @@ OURS = {
 }
 """Options that a server gets from us, and what of ours says the same."""
 
-_WEIGHTS = re.compile(r"gisting-([0-9a-f]{64})")
-
-
-def weights_name(fingerprint: str) -> str:
-    """The name under which a server with these weights serves."""
-    return f"gisting-{fingerprint}"
-
-
-def weights_of(names: Sequence[str]) -> str | None:
-    """The fingerprint among the names under which a server serves; None: it does not say."""
-    return next((match[1] for name in names if (match := _WEIGHTS.fullmatch(name))), None)
-
 
 def check_options(more: Sequence[str]) -> None:
     """Raise OptionError where further options of vLLM's have one of `OURS`."""
@@ -56,7 +43,7 @@ def server_options(
     model: str | os.PathLike[str],
     connector: Mapping[str, Any],
     *,
-    name: str,
+    names: Sequence[str],
     precision: str,
     host: str,
     port: int,
@@ -67,16 +54,15 @@ def server_options(
     Args:
         model: folder or hub id of the whole model.
         connector: from `connector_config`.
-        name: the model's id.
+        names: under which it serves.
         precision: fp32 | bf16 | fp16, of weights and gists.
         more: further options of vLLM's, looked at by `check_options`.
     """
-    weights = connector["kv_connector_extra_config"]["models"][""]
     path = Path(model)
     return [
         *more,  # first: of what is said twice vLLM takes the last, which then is ours
         *("--model", str(path.resolve()) if path.exists() else str(model)),
-        *("--served-model-name", name, weights_name(weights)),
+        *("--served-model-name", *names),
         *("--host", host),
         *("--port", str(port)),
         *("--dtype", DTYPES[precision]),

@@ -6,6 +6,7 @@ import shlex
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from console import Run
@@ -16,9 +17,11 @@ from gisting.model import GistModel
 from gisting.serving.vllm import meet as meeting
 from gisting.serving.vllm.endpoint import Facts
 from gisting.serving.vllm.hollow import hollow
+from gisting.serving.vllm.identity import Identity
 from gisting.serving.vllm.meet import meet
 from gisting.serving.vllm.wire import BrokenError, EndpointError
 from gisting.store import GistKey
+from gisting.testing import tiny_gist_model
 
 
 @pytest.mark.parametrize(
@@ -37,6 +40,8 @@ from gisting.store import GistKey
         (["--engine", "vllm", "--device", "cpu"], "--device is for --compressor transformers"),
         (["--endpoint", "http://a:1", "--max-length", "0"], "max_length must be at least 1"),
         (["--endpoint", "http://a:1", "--precision", "bf16"], "--precision is for who starts"),
+        (["--engine", "embedded", "--endpoint", "http://a:1"], "does not go with --endpoint"),
+        (["--store-bytes", "0"], "--store-bytes must be at least 1"),
         (["--engine", "llama.cpp"], "is not one of 'embedded', 'vllm'"),
         (["--endpoint", "a:1"], "must be like http://HOST:PORT"),
         (["--endpoint", "http://a:1/v2"], "must be like http://HOST:PORT"),
@@ -97,20 +102,53 @@ def test_the_command_for_a_server_elsewhere(run: Run, decoder: Path, tmp_path: P
     ended = run(
         *("serve", decoder, "--engine", "vllm", "--print-command", "--name", "mine"),
         *("--host", "0.0.0.0", "--port", "8001", "--store", tmp_path / "my store"),
-        *("--precision", "bf16", "--vllm-args", "--tensor-parallel-size 2"),
+        *("--precision", "bf16", "--store-bytes", "9000"),
+        *("--vllm-args", "--tensor-parallel-size 2"),
     )
     assert ended.status == 0
     python, minus_m, module, *options = shlex.split(ended.out)
     assert (python, minus_m, module) == ("python", "-m", "vllm.entrypoints.openai.api_server")
     model = GistModel.from_pretrained(decoder, dtype="bf16")
     told = " ".join(options)
-    assert f"--served-model-name mine gisting-{model.fingerprint} " in told
+    assert f"--served-model-name mine {Identity.of(model).name} " in told
     assert "--host 0.0.0.0 --port 8001 --dtype bfloat16" in told
     assert told.startswith("--tensor-parallel-size 2 --model ")  # what is ours has the last word
     config = json.loads(options[options.index("--kv-transfer-config") + 1])
     served = Served.of(config["kv_connector_extra_config"])
     assert served.models[""] == model.fingerprint
     assert served.store == str(tmp_path / "my store")
+    assert served.max_bytes == 9000
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma"])
+def test_a_model_without_weights_is_the_same_model(family: str, tmp_path: Path) -> None:
+    """Weights tied or not; and another one where a word means another token, or k is another."""
+    folder = tmp_path / "model"
+    tiny_gist_model(family).save_pretrained(folder)
+    model = GistModel.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    ours = Identity.of(model)
+
+    def found() -> Identity:
+        return Identity.of(hollow(str(folder), model.fingerprint))
+
+    assert found() == ours and Identity.among(["mine", ours.name]) == ours
+
+    def swapped(content: dict[str, Any]) -> None:
+        vocabulary = content["model"]["vocab"]
+        vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+
+    def retrained(content: dict[str, Any]) -> None:
+        content["num_gist_tokens"] = [3]
+
+    for name, change in (("tokenizer.json", swapped), ("gist_config.json", retrained)):
+        before = (folder / name).read_text()
+        content = json.loads(before)
+        change(content)
+        (folder / name).write_text(json.dumps(content))
+        assert found() != ours
+        (folder / name).write_text(before)
+    assert found() == ours
 
 
 def test_a_model_without_weights_makes_the_same_prompts(decoder: Path, tmp_path: Path) -> None:
@@ -125,6 +163,16 @@ def test_a_model_without_weights_makes_the_same_prompts(decoder: Path, tmp_path:
     assert found.adapter.max_positions == model.adapter.max_positions
     with pytest.raises(OptionError, match="trained for 2, 4"):
         found.check_k(3)
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "bad\nkey", "open sesame"])
+def test_a_key_that_is_none_is_not_told(
+    key: str, run: Run, decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GISTING_ENDPOINT_KEY", key)
+    place = ["--store", str(tmp_path / "store"), "--port", "0"]
+    error = run("serve", decoder, *place, "--endpoint", "http://127.0.0.1:1").error
+    assert error == "GISTING_ENDPOINT_KEY must be plain ASCII without blanks or line ends"
 
 
 Told = dict[str, Facts | Exception]
@@ -150,10 +198,11 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
 
 
 def test_the_weights_are_what_endpoints_say(told: Told) -> None:
-    told |= {"one": BrokenError("gone"), "two": Facts("a" * 64, 9), "three": Facts("a" * 64, 9)}
-    assert asyncio.run(meet(list(told), None)) == "a" * 64
-    told["three"] = Facts("b" * 64, 9)
-    with pytest.raises(OptionError, match="different weights"):
+    one, other = Identity("a" * 64, "c" * 64), Identity("b" * 64, "c" * 64)
+    told |= {"one": BrokenError("gone"), "two": Facts(one, 9), "three": Facts(one, 9)}
+    assert asyncio.run(meet(list(told), None)) == one
+    told["three"] = Facts(other, 9)
+    with pytest.raises(OptionError, match="different models"):
         asyncio.run(meet(list(told), None))
 
 

@@ -31,12 +31,13 @@ INPUTS = ("a", "hello there, what does the boat cost today?")
 ARGS = "--enforce-eager --max-model-len 512 --gpu-memory-utilization 0.05 --block-size 32"
 START = 420  # seconds, on two cores that others use, too
 TOKENS = 24
+LONG = 400  # tokens: time enough to kill a server in their midst
 USER = [{"role": "user", "content": "a"}]
 ENVIRONMENT = {
     **{
         name: value
         for name, value in os.environ.items()
-        if name != "VLLM_ENABLE_V1_MULTIPROCESSING"
+        if name not in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL")
     },
     "VLLM_CPU_KVCACHE_SPACE": "1",
 }
@@ -131,7 +132,8 @@ def test_chat_answers_as_generate_does(alone: Gateway, model: GistModel) -> None
                     **asked(instruction, text), extra_body=extra, stream=True
                 )
                 pieces = [c.choices[0].delta.content or "" for c in stream if c.choices]
-                assert "".join(pieces) == wanted and len(pieces) > 4
+                assert "".join(pieces) == wanted
+                assert len(pieces) > 2  # the role, and more than one part
 
 
 def test_a_refused_gist_is_answered_from_the_full_prompt(alone: Gateway, model: GistModel) -> None:
@@ -178,6 +180,22 @@ def test_n_stop_seed_and_logprobs(alone: Gateway, model: GistModel) -> None:
     both = [client.chat.completions.create(**drawn) for _ in range(2)]
     first, second = ([c.message.content for c in one.choices] for one in both)
     assert first == second and first[0] != first[1]
+
+
+def test_why_a_gist_was_not_kept_is_in_the_log(alone: Gateway, model: GistModel) -> None:
+    """And the answer is the full prompt's."""
+    new = Path(alone.log).parent / "store" / "new"
+    new.rename(new.with_suffix(".gone"))
+    try:
+        instruction = "Nobody keeps this."
+        found = alone.client.chat.completions.create(**asked(instruction, "a"))
+        (wanted,) = model.generate("a", instructions=instruction, max_new_tokens=TOKENS)
+        assert found.choices[0].message.content == wanted
+        gist = found.model_extra["gist"]
+        assert gist["status"] == "refused" and "its log says why" in gist["reason"]
+        until(lambda: "cannot be kept: could not write to the store" in alone.log.read_text(), 10)
+    finally:
+        new.with_suffix(".gone").rename(new)
 
 
 def test_a_client_that_leaves_ends_its_answer_in_vllm(alone: Gateway) -> None:
@@ -239,7 +257,7 @@ def test_one_of_two_is_killed_under_load_and_comes_back(
     """No wrong answer, nothing lost that had not begun, clear errors for the rest."""
     names = [f"Everything costs {n} coins. You are Nora." for n in range(5)]
     wanted = {
-        name: model.generate("a boat please", model.compress(name), max_new_tokens=200)[0]
+        name: model.generate("a boat please", model.compress(name), max_new_tokens=LONG)[0]
         for name in names
     }
     until(lambda: all(_well(server.url) for server in pair), START)
@@ -250,7 +268,7 @@ def test_one_of_two_is_killed_under_load_and_comes_back(
 
         def one(number: int) -> None:
             name, streamed = names[number % len(names)], number % 2 == 1
-            question = asked(name, "a boat please", max_tokens=200)
+            question = asked(name, "a boat please", max_tokens=LONG)
             text = ""
             try:
                 if not streamed:
@@ -273,7 +291,7 @@ def test_one_of_two_is_killed_under_load_and_comes_back(
 
         with ThreadPoolExecutor(24) as pool:
             tasks = [pool.submit(one, number) for number in range(72)]
-            until(lambda: len(begun - right) > 6, 120)
+            until(lambda: len(begun - right) > 8, 120)  # of the twelve that are streamed at once
             pair[0].kill()
             for task in tasks:
                 task.result()

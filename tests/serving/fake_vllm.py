@@ -19,6 +19,7 @@ from gisting.gist import Gist, Provenance
 from gisting.integrations.asked import Load, Save, Served, read
 from gisting.integrations.start import connector_config
 from gisting.model import GistModel
+from gisting.serving.vllm.identity import Identity
 from gisting.store import GistStore
 
 LENGTH = 400  # tokens: less than the model could place
@@ -53,7 +54,7 @@ class FakeVllm:
         self.fault, self.pause = "", 0.0
         self.asked: list[dict[str, Any]] = []
         self.cancelled = self.running = self.port = 0
-        self.names = [f"gisting-{model.fingerprint}"]
+        self.names = [Identity.of(model).name]
         self.sick = False
         self.use_store(store)
         self._lock = threading.Lock()

@@ -117,7 +117,7 @@ def test_a_port_in_use_is_one_line() -> None:
         (["--max-waiting", "0", "--port", "0"], "max_waiting must be at least 1"),
         (["--max-length", "0", "--port", "0"], "max_length must be at least 1"),
         (["--kv-limit", "-5", "--port", "0"], "kv_limit must be at least 1"),
-        (["--store-bytes", "-1", "--port", "0"], "max_bytes must be 0 or more"),
+        (["--store-bytes", "-1", "--port", "0"], "--store-bytes must be at least 1"),
         (["--store", "/dev/null/x", "--port", "0"], "/dev/null"),
         (["--store", "what://x", "--port", "0"], "what://x"),
         (["--api-keys", "nowhere.json"], "no key file at nowhere.json"),

@@ -182,12 +182,16 @@ def test_one_that_is_silent_and_then_gone_loses_its_requests_to_the_other(tmp_pa
     serving(tmp_path, 2, work)
 
 
-@pytest.mark.parametrize("how", ["other weights", "no connector", "another store", "another key"])
+@pytest.mark.parametrize(
+    "how", ["other weights", "other words", "no connector", "another store", "another key"]
+)
 def test_a_server_that_is_not_what_it_should_be_gets_nothing(how: str, tmp_path: Path) -> None:
     async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
         fakes[1].kill()
         if how == "other weights":
-            fakes[1].names = ["gisting-" + "0" * 64]
+            fakes[1].names = [f"gisting-{'0' * 64}-{'0' * 64}"]
+        elif how == "other words":  # the same weights, and another tokenizer or template
+            fakes[1].names = [f"gisting-{model.fingerprint}-{'0' * 64}"]
         elif how == "no connector":
             fakes[1].fault = "foreign"
         elif how == "another store":
@@ -209,7 +213,7 @@ def test_who_starts_it_is_told_what_is_wrong(tmp_path: Path) -> None:
     async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
         await engine.stop()
         fakes[0].names, fakes[1].fault = [], "foreign"
-        with pytest.raises(UnavailableError, match=r"other weights.*kept no gist"):
+        with pytest.raises(UnavailableError, match=r"not say what it runs.*kept no gist"):
             await engine.check()
 
     serving(tmp_path, 2, work)

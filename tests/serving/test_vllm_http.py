@@ -148,14 +148,14 @@ def test_the_command_serves_without_vllm_and_without_weights(
 ) -> None:
     """As a process: started, asked, ended by SIGTERM. This environment has no vLLM."""
     for fake in fakes:
-        fake.key = "open sesame"
+        fake.key = "open-sesame"
     (tmp_path / "model" / "model.safetensors").unlink()
     place = [str(tmp_path / "model"), "--store", str(tmp_path / "store"), "--port", "0"]
     ends = [word for fake in fakes for word in ("--endpoint", fake.url)]
     process = subprocess.Popen(
         [sys.executable, "-m", "gisting", "serve", *place, *ends],
         stderr=subprocess.PIPE,
-        env=os.environ | {"GISTING_ENDPOINT_KEY": "open sesame"},
+        env=os.environ | {"GISTING_ENDPOINT_KEY": "open-sesame"},
         text=True,
     )
     assert process.stderr is not None

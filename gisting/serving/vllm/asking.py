@@ -12,11 +12,11 @@ from typing import Any
 
 from gisting.fidelity.reading import end_tokens
 from gisting.gist import instruction_hash
-from gisting.integrations.server import weights_name
 from gisting.model import GistModel
 from gisting.serving.engine import Sampling
 from gisting.serving.reader import Reader
 from gisting.serving.requests import Answer, Request
+from gisting.serving.vllm.identity import Identity
 from gisting.serving.vllm.job import Job
 from gisting.serving.vllm.wire import body_of
 from gisting.store import GistKey
@@ -31,12 +31,12 @@ class Asking(Reader):
 
     Attributes:
         max_length: servers may allow less.
-        weights: the name that servers are asked by.
+        identity: under its name servers are asked.
     """
 
     def __init__(self, model: GistModel, *, max_length: int | None, prompts: int) -> None:
         super().__init__(model, max_length=max_length, prompts=prompts)
-        self.weights = weights_name(self.fingerprint)
+        self.identity = Identity.of(model)
         self._ends = end_tokens(model)
 
     def jobs(self, request: Request, id: str, what: str, *, whole: bool) -> list[Job]:
@@ -82,7 +82,7 @@ class Asking(Reader):
     ) -> Job:
         seed = request.sampling.seed
         body = body_of(
-            self.weights,
+            self.identity.name,
             ids,
             request.sampling,
             seed=None if seed is None else (seed + index) % 2**63,  # -1 would be none at all

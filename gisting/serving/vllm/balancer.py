@@ -30,6 +30,7 @@ SLACK = 8
 GRACE = 5.0
 """Seconds to wait for another server, where there is none at the moment."""
 
+NOBODY = "no vLLM server is there at the moment; ask again in a while"
 FAILED = "the engine failed at this request; ask again"
 RECENT = 64  # answers whose ends say how quick things are
 LONGEST_WAIT = 60.0  # seconds that anybody is told to stay away
@@ -83,7 +84,7 @@ class Balancer:
         if self._stopped:
             raise UnavailableError(STOPPED)
         if self._all_gone:
-            raise UnavailableError(self._nobody())
+            raise UnavailableError(NOBODY)
         if len(self._waiting) + len(jobs) > self._most:
             seconds = self.seconds_until_room()
             raise BusyError(
@@ -104,7 +105,7 @@ class Balancer:
         """A server is back, or gone."""
         if self._all_gone:
             for request in self._waiting.clear():
-                request.out.put_nowait(UnavailableError(self._nobody()))
+                request.out.put_nowait(UnavailableError(NOBODY))
         self._serve()
         async with self._came:
             self._came.notify_all()
@@ -128,11 +129,6 @@ class Balancer:
     @property
     def _all_gone(self) -> bool:
         return all(one.state == "gone" for one in self.endpoints)
-
-    def _nobody(self) -> str:
-        reasons = "; ".join(f"{one.url}: {one.why}" for one in self.endpoints)
-        log.warning("no server", extra={"facts": {"why": reasons}})
-        return "no vLLM server is there at the moment; ask again in a while"
 
     def _serve(self) -> None:
         """Give jobs to servers, as long as there is room."""
@@ -247,7 +243,8 @@ class Balancer:
 
     @staticmethod
     def _note(endpoint: Endpoint, error: EndpointError) -> None:
-        log.warning("a server failed", extra={"facts": {"url": endpoint.url, "why": str(error)}})
+        level = logging.WARNING if endpoint.up else logging.DEBUG  # once, not for every answer
+        log.log(level, "a server failed", extra={"facts": {"url": endpoint.url, "why": str(error)}})
         if isinstance(error, BrokenError | StrangerError):
             endpoint.suspect(str(error))
 

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import httpx2
 
 from gisting.errors import OptionError
-from gisting.integrations.server import weights_of
 from gisting.serving.vllm.closing import ClosingTransport
+from gisting.serving.vllm.identity import Identity
 from gisting.serving.vllm.wire import (
     BrokenError,
     EndpointError,
@@ -73,11 +73,11 @@ class Facts:
     """What a server says of itself.
 
     Attributes:
-        weights: fingerprint of its weights; None: it was not started with our command.
+        identity: its model; None: it was not started with our command.
         max_length: tokens of a prompt and its answer together.
     """
 
-    weights: str | None
+    identity: Identity | None
     max_length: int
 
 
@@ -132,7 +132,7 @@ class Endpoint:
             length = int(found["data"][0]["max_model_len"])
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise StrangerError("it does not list its models as vLLM does") from error
-        return Facts(weights_of(names), length)
+        return Facts(Identity.among(names), length)
 
     async def alive(self) -> None:
         """Nothing, where it says that it is well (raises EndpointError; TimeoutError: no word)."""

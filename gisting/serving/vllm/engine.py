@@ -16,7 +16,6 @@ from gisting.errors import (
     UnavailableError,
 )
 from gisting.gist import Gist, instruction_hash
-from gisting.integrations.server import weights_name
 from gisting.model import GistModel
 from gisting.models.inputs import check_numbers
 from gisting.serving.engine import Delta, Engine, Prompt, Sampling, Size
@@ -25,9 +24,8 @@ from gisting.serving.once import Once
 from gisting.serving.vllm.asking import Asking
 from gisting.serving.vllm.balancer import Balancer
 from gisting.serving.vllm.endpoint import UNTRIED, Endpoint, Facts, client_of
-from gisting.serving.vllm.greeting import shows_compressing, shows_reading
+from gisting.serving.vllm.greeting import check_same, shows_compressing, shows_reading
 from gisting.serving.vllm.watch import Watch
-from gisting.serving.vllm.wire import StrangerError
 from gisting.store import GistKey, GistStore
 
 MAX_WAITING = 1024
@@ -230,11 +228,7 @@ class Vllm(Engine):
     async def _greet(self, endpoint: Endpoint) -> Facts:
         """Have a server show that it is what it should be."""
         facts = await endpoint.facts()
-        if weights_name(facts.weights or "") != self._asking.weights:
-            raise StrangerError(
-                "it runs other weights, or was not started with `gisting serve --engine vllm "
-                "--print-command`"
-            )
+        check_same(facts.identity, self._asking.identity)
         if self._local is None:
             gist = await shows_compressing(endpoint, self._asking, self.model, self.store)
         else:
@@ -263,7 +257,7 @@ class Vllm(Engine):
             self._balancer.cancel(job)
         gist = await asyncio.to_thread(self.store.get, key)
         if gist is None:
-            raise SaveError("vLLM could not keep the gist; see its log, and free space")
+            raise SaveError("vLLM could not keep the gist; its log says why")
         return gist
 
     async def _check_kept(self, id: str) -> None:

@@ -41,6 +41,7 @@ class Watch:
                     await endpoint.alive()
                 else:
                     await self.greet(endpoint)
+                    log.info("a server is up", extra={"facts": {"url": endpoint.url}})
                 silent, pause = 0, SOON
             except TimeoutError:
                 silent += 1
@@ -66,7 +67,6 @@ class Watch:
         async with asyncio.timeout(GREETING):
             facts = await self._greet(endpoint)
         endpoint.state, endpoint.why = "up", ""
-        log.info("a server is up", extra={"facts": {"url": endpoint.url}})
         await self._changed()
         return facts
 

@@ -35,9 +35,10 @@ def _reasons(config: Any, kv_cache: Any) -> Iterator[str]:
             yield "a sliding window or attention in chunks"
         if spec.non_causal:
             yield "attention that looks ahead"
-    kept, weights = str(config.cache_config.cache_dtype), str(config.model_config.dtype)
-    if kept not in ("auto", weights.removeprefix("torch.")):
-        yield f"a KV cache of {kept} where the weights are {weights.removeprefix('torch.')}"
+    kept = str(config.cache_config.cache_dtype)
+    weights = str(config.model_config.dtype).removeprefix("torch.")
+    if kept not in ("auto", weights):
+        yield f"a KV cache of {kept} where the weights are {weights}"
     if config.speculative_config is not None:
         yield "speculative decoding"
     if config.parallel_config.pipeline_parallel_size > 1:

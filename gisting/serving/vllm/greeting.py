@@ -16,7 +16,7 @@ from gisting.model import GistModel
 from gisting.serving.engine import Prompt, Sampling
 from gisting.serving.vllm.asking import Asking
 from gisting.serving.vllm.endpoint import Endpoint
-from gisting.serving.vllm.identity import Identity
+from gisting.serving.vllm.identity import NAMELESS, Identity
 from gisting.serving.vllm.job import Job
 from gisting.serving.vllm.wire import BrokenError, EndpointError, StrangerError
 from gisting.store import GistKey, GistStore
@@ -27,10 +27,7 @@ NOBODY = "0" * 64  # no gist's id
 def check_same(theirs: Identity | None, ours: Identity) -> None:
     """Raise StrangerError unless a server runs our model."""
     if theirs is None:
-        raise StrangerError(
-            "it does not say what it runs; start it with the command that `gisting serve --engine "
-            "vllm --print-command` prints"
-        )
+        raise StrangerError(NAMELESS)
     if theirs.weights != ours.weights:
         raise StrangerError("it runs other weights, or the same in another --precision")
     if theirs.language != ours.language:

@@ -15,6 +15,12 @@ from gisting.fidelity.reading import end_tokens
 from gisting.model import GistModel
 from gisting.store.key import tokenizer_fingerprint
 
+NAMELESS = (
+    "it does not say what it runs; start it with the command that `gisting serve --engine vllm "
+    "--print-command` prints"
+)
+"""What is wrong with a server that has no identity."""
+
 _NAME = re.compile(r"gisting-([0-9a-f]{64})-([0-9a-f]{64})")
 
 

@@ -8,7 +8,7 @@ import httpx2
 
 from gisting.errors import OptionError, UnavailableError
 from gisting.serving.vllm.endpoint import Endpoint, client_of
-from gisting.serving.vllm.identity import Identity
+from gisting.serving.vllm.identity import NAMELESS, Identity
 from gisting.serving.vllm.wire import BrokenError, EndpointError
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,4 @@ async def _told(url: str, client: httpx2.AsyncClient) -> Identity | Exception:
         identity = (await Endpoint(url, client).facts()).identity
     except (EndpointError, TimeoutError) as error:
         return error
-    return identity or EndpointError(
-        "it does not say what it runs; start it with the command that `gisting serve "
-        "--engine vllm --print-command` prints"
-    )
+    return identity or EndpointError(NAMELESS)

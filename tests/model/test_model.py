@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from asked import INPUTS, INSTRUCTIONS, brief
 
 from gisting import Gist, GistModel, Prefix
 from gisting.errors import (
@@ -14,24 +15,6 @@ from gisting.errors import (
 from gisting.gist import instruction_hash
 from gisting.models.config import GistConfig
 from gisting.testing import tiny_gist_model
-
-INSTRUCTIONS = ["Answer in one word.", "Translate.", "A rather longer instruction, to be padded."]
-INPUTS = ["Capital of France?", "", "hm"]
-
-
-@pytest.fixture(scope="module", params=["llama", "t5"])
-def model(request: pytest.FixtureRequest) -> GistModel:
-    return tiny_gist_model(request.param)
-
-
-@pytest.fixture(scope="module")
-def llama() -> GistModel:
-    return tiny_gist_model()
-
-
-def brief(model: GistModel, *args: Any, **options: Any) -> list[str]:
-    return model.generate(*args, max_new_tokens=12, **options)
-
 
 # compress
 

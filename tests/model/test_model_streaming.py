@@ -4,6 +4,7 @@ import threading
 from typing import Any
 
 import pytest
+from asked import INPUTS, INSTRUCTIONS, brief
 
 from gisting import GistModel
 from gisting.errors import (
@@ -12,23 +13,6 @@ from gisting.errors import (
     PromptError,
 )
 from gisting.testing import tiny_gist_model
-
-INSTRUCTIONS = ["Answer in one word.", "Translate.", "A rather longer instruction, to be padded."]
-INPUTS = ["Capital of France?", "", "hm"]
-
-
-@pytest.fixture(scope="module", params=["llama", "t5"])
-def model(request: pytest.FixtureRequest) -> GistModel:
-    return tiny_gist_model(request.param)
-
-
-@pytest.fixture(scope="module")
-def llama() -> GistModel:
-    return tiny_gist_model()
-
-
-def brief(model: GistModel, *args: Any, **options: Any) -> list[str]:
-    return model.generate(*args, max_new_tokens=12, **options)
 
 
 def pieces(model: GistModel, *args: Any, **options: Any) -> list[str]:

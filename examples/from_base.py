@@ -2,10 +2,10 @@
 
 import torch
 
-from gisting.data.collate import Collator, EncodedRows
-from gisting.model import GistModel
-from gisting.prompts import Example
-from gisting.testing import byte_tokenizer, tiny_model
+from gistkit.data.collate import Collator, EncodedRows
+from gistkit.model import GistModel
+from gistkit.prompts import Example
+from gistkit.testing import byte_tokenizer, tiny_model
 
 
 def main() -> None:

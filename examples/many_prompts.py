@@ -3,11 +3,11 @@
 import tempfile
 from pathlib import Path
 
-from gisting import Gist, GistModel
+from gistkit import Gist, GistModel
 
 
 def main() -> None:
-    model = GistModel.from_pretrained("embedded")
+    model = GistModel.from_pretrained("toy")
     gists = model.compress(
         [
             "Greet the customer with Hello. You are Nora.",

@@ -20,14 +20,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 
-LOGGERS = ("", "gisting", "uvicorn", "py.warnings")
+LOGGERS = ("", "gistkit", "uvicorn", "py.warnings")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Generator[None, object, object]:
     """Put logging back after each test.
 
-    `gisting serve` and Hydra set it up for the process they think they have to themselves; what
+    `gistkit serve` and Hydra set it up for the process they think they have to themselves; what
     they leave would write to the captured standard error of a test that has ended. A hook and no
     fixture, so that fixtures of a whole module are inside too.
     """
@@ -58,7 +58,7 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Reference tensors and real data; without them the test is reported as skipped."""
-    folder = Path(os.environ.get("GISTING_SHARED", ROOT.parent / "shared"))
+    folder = Path(os.environ.get("GISTKIT_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
-        pytest.skip(f"no reference data at {folder}; set GISTING_SHARED")
+        pytest.skip(f"no reference data at {folder}; set GISTKIT_SHARED")
     return folder

@@ -7,15 +7,15 @@ import pytest
 import torch
 from transformers import TextStreamer
 
-from gisting import Gist, GistModel
-from gisting.errors import (
-    GistingError,
+from gistkit import Gist, GistModel
+from gistkit.errors import (
+    GistkitError,
     GistMismatchError,
     OptionError,
     PromptError,
     SaveError,
 )
-from gisting.testing import byte_tokenizer, tiny_gist_model, tiny_model
+from gistkit.testing import byte_tokenizer, tiny_gist_model, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_from_base_changes_nothing_that_it_refuses() -> None:
         with pytest.raises(OptionError, match="template"):
             GistModel.from_base(plain, tokenizer, **options)
     with pytest.raises(OptionError, match="needs its tokenizer"):
-        GistModel.from_base(plain, "embedded")  # type: ignore[arg-type]
+        GistModel.from_base(plain, "toy")  # type: ignore[arg-type]
     assert (len(plain.get_input_embeddings().weight), len(tokenizer)) == (rows, words)
 
 
@@ -125,5 +125,5 @@ def test_a_hub_that_is_not_there(model: GistModel, name: str) -> None:
 
 
 def test_every_complaint_can_be_caught_as_one(model: GistModel) -> None:
-    with pytest.raises(GistingError):
+    with pytest.raises(GistkitError):
         model.compress(5)  # type: ignore[arg-type]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gisting.errors import SaveError
-from gisting.files import write_folder, write_text
+from gistkit.errors import SaveError
+from gistkit.files import write_folder, write_text
 
 
 def test_a_device_or_folder_is_never_replaced(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gisting import Gist
-from gisting.errors import GistFileError, GistMismatchError, SaveError
-from gisting.gist import Prefix, Provenance, instruction_hash
+from gistkit import Gist
+from gistkit.errors import GistFileError, GistMismatchError, SaveError
+from gistkit.gist import Prefix, Provenance, instruction_hash
 
 
 def make(*lengths: int, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Gist:

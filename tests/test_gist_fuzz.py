@@ -14,10 +14,10 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gisting import Gist
-from gisting.errors import GistFileError, GistingError
-from gisting.gist import Provenance, instruction_hash
-from gisting.store import GistStore
+from gistkit import Gist
+from gistkit.errors import GistFileError, GistkitError
+from gistkit.gist import Provenance, instruction_hash
+from gistkit.store import GistStore
 
 MORE = settings(
     max_examples=300,
@@ -182,7 +182,7 @@ def test_what_can_be_loaded_can_be_kept(
     with GistStore(tmp_path / "store") as store:
         try:
             id = store.put(None, Gist.from_bytes(data, "forged"))
-        except GistingError:
+        except GistkitError:
             return
         entry = store.find(id)
         assert entry is not None and len(id) == 64

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from gisting import masks
-from gisting.errors import GistingError, MaskError, OptionError
-from gisting.masks import AFTER, BEFORE, GIST
+from gistkit import masks
+from gistkit.errors import GistkitError, MaskError, OptionError
+from gistkit.masks import AFTER, BEFORE, GIST
 
 TOKENS = {"a": 3, "b": 4, "G": 9, "x": 5, "y": 6}
 ROW = "a b G G x y"
@@ -99,7 +99,7 @@ def test_rows_are_labelled_one_by_one() -> None:
 def test_a_broken_span_names_row_and_positions(rows: list[str], message: str) -> None:
     with pytest.raises(MaskError, match=message) as error:
         masks.segments(ids(*rows), TOKENS["G"])
-    assert isinstance(error.value, GistingError)
+    assert isinstance(error.value, GistkitError)
     assert "\n" not in str(error.value)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gisting import metrics
-from gisting.data.examples import read_examples
-from gisting.errors import MissingExtraError, OptionError
+from gistkit import metrics
+from gistkit.data.examples import read_examples
+from gistkit.errors import MissingExtraError, OptionError
 
 
 def published_outputs(path: Path) -> tuple[list[str], list[str]]:
@@ -65,7 +65,7 @@ def test_without_rouge_score_the_message_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "rouge_score", None)
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
-    with pytest.raises(MissingExtraError, match="gisting\\[eval\\]"):
+    with pytest.raises(MissingExtraError, match="gistkit\\[eval\\]"):
         metrics.rouge(["a"], ["a"])
 
 

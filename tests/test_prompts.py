@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from gisting.errors import OptionError, PromptError
-from gisting.models.loading import add_gist_to_tokenizer, gist_id_of, load_tokenizer
-from gisting.prompts import (
+from gistkit.errors import OptionError, PromptError
+from gistkit.models.loading import add_gist_to_tokenizer, gist_id_of, load_tokenizer
+from gistkit.prompts import (
     GIST_TOKEN,
     TEMPLATE_NAMES,
     TEMPLATES,
@@ -20,7 +20,7 @@ from gisting.prompts import (
     Turn,
     make_template,
 )
-from gisting.testing import BOS, EOS, FIRST_BYTE, byte_tokenizer
+from gistkit.testing import BOS, EOS, FIRST_BYTE, byte_tokenizer
 
 CHAT = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | trim }}\n{% endfor %}"

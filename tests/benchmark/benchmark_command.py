@@ -1,4 +1,4 @@
-"""How the tests of `gisting benchmark` call it."""
+"""How the tests of `gistkit benchmark` call it."""
 
 from collections.abc import Callable
 from typing import Any

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from benchmark_command import AsJson, Command
 
-from gisting.cli import main
+from gistkit.cli import main
 
 
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    """`gisting benchmark ARGUMENTS`; returns status, standard output, standard error."""
+    """`gistkit benchmark ARGUMENTS`; returns status, standard output, standard error."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         with warnings.catch_warnings():  # the command line silences them for its process

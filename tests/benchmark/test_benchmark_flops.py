@@ -2,10 +2,10 @@
 
 import pytest
 
-from gisting.benchmark.flops import MLP_MATRICES, count_flops, prefill_flops
-from gisting.benchmark.sweep import random_prompts
-from gisting.models.families import FAMILIES
-from gisting.testing import tiny_gist_model
+from gistkit.benchmark.flops import MLP_MATRICES, count_flops, prefill_flops
+from gistkit.benchmark.sweep import random_prompts
+from gistkit.models.families import FAMILIES
+from gistkit.testing import tiny_gist_model
 
 EXPERTS = {"mixtral", "qwen3_moe"}
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from gisting.benchmark.memory import peak_bytes
+from gistkit.benchmark.memory import peak_bytes
 
 MEBI = 2**20
 

@@ -1,4 +1,4 @@
-"""The published protocol, through `gisting.train` with the published keys."""
+"""The published protocol, through `gistkit.train` with the published keys."""
 
 import csv
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from benchmark_command import AsJson
 
-from gisting.benchmark.examples import run_examples
-from gisting.benchmark.rows import GIST, INSTRUCTION, STANDARD
-from gisting.errors import GistingError, MissingExtraError, OptionError
-from gisting.models import causal
-from gisting.prompts import Example
-from gisting.testing import byte_tokenizer, tiny_gist_model, tiny_model
-from gisting.train import run_config
+from gistkit.benchmark.examples import run_examples
+from gistkit.benchmark.rows import GIST, INSTRUCTION, STANDARD
+from gistkit.errors import GistkitError, MissingExtraError, OptionError
+from gistkit.models import decoder
+from gistkit.prompts import Example
+from gistkit.testing import byte_tokenizer, tiny_gist_model, tiny_model
+from gistkit.train import run_config
 
 EXAMPLES = [Example("Answer in one word.", "Capital?", "Paris"), Example("Name a color.", "", "r")]
 PUBLISHED = [
@@ -23,7 +23,7 @@ PUBLISHED = [
 
 
 def raw(model: Path, folder: Path, **training: Any) -> dict[str, Any]:
-    """A run that only benchmarks."""
+    """A run that only experiments."""
     return {
         "model": {"model_name_or_path": str(model)},
         "data": {
@@ -113,9 +113,9 @@ def test_a_mistake_is_one_line(
 def test_a_failed_sanity_check_ends_the_run(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = causal.count_positions
-    monkeypatch.setattr(causal, "count_positions", lambda padding: 2 * whole(padding))
-    with pytest.raises(GistingError, match=r"not exact from example 0: decoder layer 0, keys"):
+    whole = decoder.count_positions
+    monkeypatch.setattr(decoder, "count_positions", lambda padding: 2 * whole(padding))
+    with pytest.raises(GistkitError, match=r"not exact from example 0: decoder layer 0, keys"):
         run_config(raw(llama, tmp_path, do_benchmarking_sanity_checks=True))
 
 

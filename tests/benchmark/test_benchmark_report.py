@@ -1,4 +1,4 @@
-"""`gisting benchmark report`: the published files give the published numbers."""
+"""`gistkit benchmark report`: the published files give the published numbers."""
 
 import json
 from pathlib import Path

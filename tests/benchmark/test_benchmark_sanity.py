@@ -10,12 +10,12 @@ import torch
 from benchmark_command import AsJson, Command
 from torch import Tensor
 
-from gisting import Gist, GistModel
-from gisting.benchmark.sanity import Check, Difference, check
-from gisting.models import causal, encoder_decoder
-from gisting.models.causal import CausalAdapter
-from gisting.models.families import FAMILIES
-from gisting.testing import tiny_gist_model
+from gistkit import Gist, GistModel
+from gistkit.benchmark.sanity import Check, Difference, check
+from gistkit.models import decoder, encoder_decoder
+from gistkit.models.decoder import CausalAdapter
+from gistkit.models.families import FAMILIES
+from gistkit.testing import tiny_gist_model
 
 PAIRS = [("Answer in one word.", "Capital?"), ("Tell me a long story about a dog.", "Now. Go")]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -48,7 +48,7 @@ def test_every_family_is_exact(family: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_trained_models_are_exact(dtype: torch.dtype, shared: Path) -> None:
     stories = GistModel.from_base(shared / "models/stories260K", dtype=dtype)
-    for model in (GistModel.from_pretrained("embedded", dtype=dtype), stories):
+    for model in (GistModel.from_pretrained("toy", dtype=dtype), stories):
         found = list(check(model, ks=[model.config.default_k]))
         assert [str(one.first) for one in found if one.first] == []
 
@@ -143,11 +143,11 @@ def test_a_gist_at_the_wrong_position(llama: GistModel, monkeypatch: pytest.Monk
 def test_an_input_at_the_wrong_position(llama: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Positions start over after the gist."""
     adapter, whole = llama.adapter, llama.adapter.read
-    counted = causal.count_positions
+    counted = decoder.count_positions
 
     def read(*args: Any, **options: Any) -> Any:
         with monkeypatch.context() as inside:
-            inside.setattr(causal, "count_positions", lambda padding: counted(padding) - 2)
+            inside.setattr(decoder, "count_positions", lambda padding: counted(padding) - 2)
             return whole(*args, **options)
 
     monkeypatch.setattr(adapter, "read", read)
@@ -168,21 +168,21 @@ def leaky(whole: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def test_a_leaked_column_of_the_mask(llama: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(causal, "relabelled", leaky(causal.relabelled))
+    monkeypatch.setattr(decoder, "relabelled", leaky(decoder.relabelled))
     found = first(llama)
     assert (found.place, found.segment) == ("decoder layer 1, hidden states", "input")
 
 
 def test_one_leaked_cell_of_the_mask(llama: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The third last token before the answer's end sees the instruction; nobody else does."""
-    whole = causal.create_masks_for_generate
+    whole = decoder.create_masks_for_generate
 
     def leaking(**given: Any) -> Any:
         mask = whole(**given).clone()
         mask[1, :, -3, : mask.shape[-1] - 20] = True
         return mask
 
-    monkeypatch.setattr(causal, "create_masks_for_generate", leaking)
+    monkeypatch.setattr(decoder, "create_masks_for_generate", leaking)
     found = first(llama)
     assert (found.place, found.prompt) == ("decoder layer 1, hidden states", 1)
     assert (found.segment, found.position) == ("output", 1)
@@ -270,7 +270,7 @@ def test_the_command_fails(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny_gist_model("llama").save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(causal, "relabelled", leaky(causal.relabelled))
+    monkeypatch.setattr(decoder, "relabelled", leaky(decoder.relabelled))
     status, out, _ = command("check", folder, "-k", 1)
     assert status == 1
     assert "FAILED" in out and "decoder layer 1, hidden states: input token 0" in out

@@ -1,4 +1,4 @@
-"""`gisting benchmark MODEL`: three ways in one run. Nothing here depends on how long they take."""
+"""`gistkit benchmark MODEL`: three ways in one run. Nothing here depends on how long they take."""
 
 import json
 import statistics
@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from benchmark_command import AsJson, Command
 
-from gisting.benchmark import measure as measuring
-from gisting.benchmark.measure import measure
-from gisting.benchmark.sweep import random_prompts
-from gisting.benchmark.ways import Prompts
-from gisting.testing import tiny_gist_model
+from gistkit.benchmark import measure as measuring
+from gistkit.benchmark.measure import measure
+from gistkit.benchmark.modes import Prompts
+from gistkit.benchmark.sweep import random_prompts
+from gistkit.testing import tiny_gist_model
 
 SMALL = (
     "--rounds", 2, "--warmup", 0, "--batch-size", 1, "--batch-size", 2, "--instruction-tokens", 8,
@@ -114,7 +114,7 @@ def test_a_cache_that_saves_nothing_never_pays() -> None:
 def test_ctrl_c_keeps_what_was_measured(
     command: Command, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gisting.benchmark import sweep as sweeping
+    from gistkit.benchmark import sweep as sweeping
 
     calls: list[None] = []
 

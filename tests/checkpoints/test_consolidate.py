@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from gisting.checkpoints.consolidate import consolidate, make_plain
-from gisting.checkpoints.shards import find_shards, read_shards
-from gisting.cli import main
-from gisting.errors import ModelNotFoundError, OptionError
-from gisting.model import GistModel
-from gisting.testing import tiny_gist_model
+from gistkit.checkpoints.consolidate import consolidate, make_plain
+from gistkit.checkpoints.shards import find_shards, read_shards
+from gistkit.cli import main
+from gistkit.errors import ModelNotFoundError, OptionError
+from gistkit.model import GistModel
+from gistkit.testing import tiny_gist_model
 
 FAMILIES = ["llama", "t5"]
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

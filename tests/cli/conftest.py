@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from console import Ended, Run
 
-from gisting.cli import main
-from gisting.testing import tiny_gist_model
+from gistkit.cli import main
+from gistkit.testing import tiny_gist_model
 
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`gisting ARGUMENTS` in this process."""
+    """`gistkit ARGUMENTS` in this process."""
 
     def call(*arguments: object) -> Ended:
         with warnings.catch_warnings():  # the command line silences them for its process

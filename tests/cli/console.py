@@ -17,9 +17,9 @@ class Ended:
         """Its one-line error; asserts that there is one, and nothing else."""
         assert self.status == 2, self
         assert self.out == ""
-        assert self.err.startswith("gisting: error: ")
+        assert self.err.startswith("gistkit: error: ")
         assert self.err.count("\n") == 1 and self.err.endswith("\n")
-        return self.err.removeprefix("gisting: error: ").rstrip()
+        return self.err.removeprefix("gistkit: error: ").rstrip()
 
 
 Run = Callable[..., Ended]

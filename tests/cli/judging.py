@@ -1,4 +1,4 @@
-"""Files of answers, and `gisting judge` on them, for the tests of the judge."""
+"""Files of answers, and `gistkit judge` on them, for the tests of the judge."""
 
 import csv
 import json
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gisting.evaluation.judge.fake import FakeEndpoint
+from gistkit.evaluation.judge.fake import FakeEndpoint
 
 
 def write(path: Path, answers: Sequence[str]) -> Path:

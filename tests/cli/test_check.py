@@ -1,4 +1,4 @@
-"""`gisting check`: statuses, the file that keeps what was measured, mistakes."""
+"""`gistkit check`: statuses, the file that keeps what was measured, mistakes."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from console import Run
 
-from gisting.fidelity import MIN_FIDELITY, fidelity_of, measure_fidelity
-from gisting.gist import Gist
-from gisting.model import GistModel
-from gisting.store import GistKey, GistStore
+from gistkit.fidelity import MIN_FIDELITY, fidelity_of, measure_fidelity
+from gistkit.gist import Gist
+from gistkit.model import GistModel
+from gistkit.store import GistKey, GistStore
 
 INSTRUCTION = "Everything costs nine coins. You are Nora."
 INPUTS = ["Tom wants a cake", "A boat for Ada please"]
@@ -34,12 +34,12 @@ def test_status_says_whether_a_gist_is_safe(run: Run, probes: Path) -> None:
 def test_measures_as_the_library_does_and_keeps_it_in_the_file(
     run: Run, probes: Path, tmp_path: Path
 ) -> None:
-    model = GistModel.from_pretrained("embedded")
+    model = GistModel.from_pretrained("toy")
     gist = model.compress(INSTRUCTION, num_gist_tokens=2)
     file = gist.save(tmp_path / "shop.gist")
     assert "never measured" in run("check", "--gist", file).error
     ended = run(
-        "check", "embedded", "--instruction", INSTRUCTION, "--gist", file, "--probes", probes,
+        "check", "toy", "--instruction", INSTRUCTION, "--gist", file, "--probes", probes,
         "--json",
     )  # fmt: skip
     found = json.loads(ended.out)
@@ -52,7 +52,7 @@ def test_measures_as_the_library_does_and_keeps_it_in_the_file(
 
 
 def test_a_store_keeps_what_is_measured_of_its_gist(run: Run, probes: Path, tmp_path: Path) -> None:
-    model = GistModel.from_pretrained("embedded")
+    model = GistModel.from_pretrained("toy")
     arguments = ("check", "--instruction", INSTRUCTION, "--probes", probes, "--store", tmp_path)
     for given, k in (((), 4), (("--num-gist-tokens", 2), 2)):
         ended = run(*arguments, *given, "--json")

@@ -1,4 +1,4 @@
-"""`gisting data build` says what it read, wrote and missed."""
+"""`gistkit data build` says what it read, wrote and missed."""
 
 import json
 from pathlib import Path

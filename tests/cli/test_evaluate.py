@@ -1,4 +1,4 @@
-"""`gisting evaluate MODEL`: outputs, metrics, conditions side by side; stopped and gone on with."""
+"""`gistkit evaluate MODEL`: outputs, metrics, conditions side by side; stopped and gone on with."""
 
 import csv
 import json
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from console import Run
 
-from gisting.data.examples import write_examples
-from gisting.evaluation.kept import KeptAnswers
-from gisting.prompts import Example
+from gistkit.data.examples import write_examples
+from gistkit.evaluation.saved import KeptAnswers
+from gistkit.prompts import Example
 
 EXAMPLES = [
     Example("Answer in one word.", "Capital of France?", "Paris"),

@@ -1,4 +1,4 @@
-"""`gisting export` and `gisting import`."""
+"""`gistkit export` and `gistkit import`."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from console import Run
 
-from gisting.gist import Gist
+from gistkit.gist import Gist
 
 
 @pytest.fixture

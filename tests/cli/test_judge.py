@@ -1,4 +1,4 @@
-"""`gisting judge` against a real server on loopback, calm and not."""
+"""`gistkit judge` against a real server on loopback, calm and not."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 from console import Run
 from judging import arguments, endpoint, load, write
 
-from gisting.evaluation.judge.fake import FakeEndpoint, faults
+from gistkit.evaluation.judge.fake import FakeEndpoint, faults
 
 KEY = "sk-secret-of-ours"
 
@@ -256,7 +256,7 @@ def test_the_published_number_of_pairs(run: Run, tmp_path: Path) -> None:
         command = arguments(tmp_path, fake, n=260)
     at = command.index("--n")
     ended = run(*command[:at], *command[at + 2 :], "--dry_run")
-    assert ended.err == "gisting: judging the first 256 of 260 pairs (--n 0 for all)\n"
+    assert ended.err == "gistkit: judging the first 256 of 260 pairs (--n 0 for all)\n"
     assert "256 requests" in ended.out
 
 
@@ -295,7 +295,7 @@ def test_all(run: Run, tmp_path: Path) -> None:
 
 def test_no_torch_is_imported(tmp_path: Path) -> None:
     code = (
-        "import sys; from gisting.cli import main; main(sys.argv[1:]); "
+        "import sys; from gistkit.cli import main; main(sys.argv[1:]); "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     with FakeEndpoint() as fake:

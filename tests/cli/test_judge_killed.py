@@ -1,4 +1,4 @@
-"""`gisting judge` killed, doubled, out of room: nothing lost, nothing asked twice."""
+"""`gistkit judge` killed, doubled, out of room: nothing lost, nothing asked twice."""
 
 import json
 import resource
@@ -13,12 +13,12 @@ import pytest
 from console import Run
 from judging import arguments, load
 
-from gisting.errors import SaveError
-from gisting.evaluation.judge.endpoint import Answer, Usage
-from gisting.evaluation.judge.fake import FakeEndpoint, faults
-from gisting.evaluation.judge.ledger import Ledger
-from gisting.evaluation.judge.pairs import Pair, Question
-from gisting.evaluation.judge.prompt import Verdict
+from gistkit.errors import SaveError
+from gistkit.evaluation.judge.endpoint import Answer, Usage
+from gistkit.evaluation.judge.fake import FakeEndpoint, faults
+from gistkit.evaluation.judge.journal import Ledger
+from gistkit.evaluation.judge.pairs import Pair, Question
+from gistkit.evaluation.judge.prompt import Verdict
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 def killed(command: list[str], fake: FakeEndpoint, journal: Path, after: int, how: int) -> int:
     """Run `command` until `after` verdicts are kept, and kill it; returns how many there are."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "gisting", *command],
+        [sys.executable, "-m", "gistkit", *command],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         # Who runs the tests in the background has SIGINT ignored, and children inherit that.
@@ -102,7 +102,7 @@ def test_two_at_once_do_not_ask_the_same(run: Run, tmp_path: Path) -> None:
     with FakeEndpoint(gate=lambda key: opened.wait(600)) as fake:
         command = [*arguments(tmp_path, fake), "--timeout", "600"]
         first = subprocess.Popen(
-            [sys.executable, "-m", "gisting", *command], stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "gistkit", *command], stdout=subprocess.DEVNULL
         )
         while not fake.asked:
             time.sleep(0.02)

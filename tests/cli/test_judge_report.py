@@ -1,4 +1,4 @@
-"""`gisting judge report`: the published verdicts, counted; exact intervals; agreement."""
+"""`gistkit judge report`: the published verdicts, counted; exact intervals; agreement."""
 
 import gzip
 import json
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from console import Run
 
-from gisting.evaluation.judge.pairs import questions, read_pairs
+from gistkit.evaluation.judge.pairs import questions, read_pairs
 
 
 def published(shared: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""`gisting compress --jsonl`: many prompts, interrupted and gone on with."""
+"""`gistkit compress --jsonl`: many prompts, interrupted and gone on with."""
 
 import json
 import resource
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from console import Run
 
-from gisting.model import GistModel
+from gistkit.model import GistModel
 
 PROMPTS = [
     {"instruction": "Translate to French.", "input": "cat"},
@@ -109,8 +109,8 @@ def test_an_interrupted_run_goes_on(
         ended = run(*command)
     assert ended.status == 130
     assert f"2 of 5 results are kept in {partial}; the same command goes on" in ended.err
-    assert ended.err.startswith("gisting: stopped; ")  # no bar where nobody watches
-    assert ended.err.endswith("gisting: interrupted\n")
+    assert ended.err.startswith("gistkit: stopped; ")  # no bar where nobody watches
+    assert ended.err.endswith("gistkit: interrupted\n")
     assert not out.exists()
     assert results(partial.read_text()) == whole[:2]
 
@@ -148,7 +148,7 @@ def test_a_full_disk_keeps_whole_lines_and_the_run_goes_on(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert ended.status == 2
     assert "2 of 5 results are kept" in ended.err
-    assert f"gisting: error: could not write {out}: File too large" in ended.err
+    assert f"gistkit: error: could not write {out}: File too large" in ended.err
     assert not out.exists()
     assert run(*command).status == 0
     assert out.read_text() == whole
@@ -180,7 +180,7 @@ def test_a_partial_file_of_another_run_is_refused(
 
 
 def test_without_a_length_all_lines_get_the_same(run: Run, tmp_path: Path, prompts: Path) -> None:
-    from gisting.testing import tiny_gist_model
+    from gistkit.testing import tiny_gist_model
 
     tiny_gist_model(num_gist_tokens=2, max_position_embeddings=80).save_pretrained(tmp_path / "m")
     asked = ("compress", "--model-name-or-path", tmp_path / "m", "--jsonl", prompts)

@@ -8,7 +8,7 @@ import pytest
 from console import Run
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gisting.testing import byte_tokenizer, tiny_gist_model, tiny_model
+from gistkit.testing import byte_tokenizer, tiny_gist_model, tiny_model
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_not_a_gist_model(run: Run, tmp_path: Path) -> None:
     byte_tokenizer().save_pretrained(tmp_path)
     error = run("compress", "--model-name-or-path", tmp_path, "--instruction", "a").error
     assert "is not a gist model" in error
-    assert "gisting train" in error
+    assert "gistkit train" in error
 
 
 def test_absolute_positions(run: Run, tmp_path: Path) -> None:

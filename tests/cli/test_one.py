@@ -1,4 +1,4 @@
-"""`gisting compress` of one prompt."""
+"""`gistkit compress` of one prompt."""
 
 import json
 import re
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from console import Run
 
-from gisting.gist import Gist, instruction_hash
-from gisting.model import GistModel
+from gistkit.gist import Gist, instruction_hash
+from gistkit.model import GistModel
 
 INSTRUCTION = "Translate to French."
 
@@ -94,7 +94,7 @@ def test_a_file_is_replaced_only_by_force(run: Run, decoder: Path, tmp_path: Pat
 
 
 def test_the_default_length_is_what_positions_allow(run: Run, tmp_path: Path) -> None:
-    from gisting.testing import tiny_gist_model
+    from gistkit.testing import tiny_gist_model
 
     model = tiny_gist_model(num_gist_tokens=2, max_position_embeddings=64)
     model.save_pretrained(tmp_path)

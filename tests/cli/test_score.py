@@ -1,4 +1,4 @@
-"""`gisting evaluate --outputs`: published outputs get their published scores, without a model."""
+"""`gistkit evaluate --outputs`: published outputs get their published scores, without a model."""
 
 import csv
 import gzip
@@ -165,7 +165,7 @@ def test_mistakes(run: Run, tmp_path: Path) -> None:
 def test_no_model_library_is_imported(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", [("x", "a", "b")])
     code = (
-        "import sys; from gisting.cli import main; "
+        "import sys; from gistkit.cli import main; "
         f"main(['evaluate', '--outputs', {str(path)!r}]); "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )

@@ -1,4 +1,4 @@
-"""`gisting serve` with vLLM: what is printed, and mistakes in one line."""
+"""`gistkit serve` with vLLM: what is printed, and mistakes in one line."""
 
 import asyncio
 import json
@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 from console import Run
 
-from gisting.errors import OptionError, UnavailableError
-from gisting.integrations.asked import Served
-from gisting.model import GistModel
-from gisting.serving.vllm import meet as meeting
-from gisting.serving.vllm.endpoint import Facts
-from gisting.serving.vllm.hollow import hollow
-from gisting.serving.vllm.identity import Identity
-from gisting.serving.vllm.meet import meet
-from gisting.serving.vllm.wire import BrokenError, EndpointError
-from gisting.store import GistKey
-from gisting.testing import tiny_gist_model
+from gistkit.errors import OptionError, UnavailableError
+from gistkit.integrations.asked import Served
+from gistkit.model import GistModel
+from gistkit.serving.vllm import meet as meeting
+from gistkit.serving.vllm.client import Facts
+from gistkit.serving.vllm.identity import Identity
+from gistkit.serving.vllm.meet import meet
+from gistkit.serving.vllm.tokenizer_model import hollow
+from gistkit.serving.vllm.wire import BrokenError, EndpointError
+from gistkit.store import GistKey
+from gistkit.testing import tiny_gist_model
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ from gisting.testing import tiny_gist_model
         (["--compressor", "transformers"], "for --engine vllm; give that too"),
         (["--endpoint", "http://a:1", "--vllm-args", "--x"], "leave out --endpoint"),
         (["--endpoint", "http://a:1", "--print-command"], "leave out --endpoint"),
-        (["--engine", "vllm", "--kv-limit", "9"], "--kv-limit is for the embedded engine"),
+        (["--engine", "vllm", "--kv-limit", "9"], "--kv-limit is for the transformers engine"),
         (["--engine", "vllm", "--vllm-args", "'"], "--vllm-args cannot be read"),
         (["--engine", "vllm", "--vllm-args", "--model x"], "leave --model out of --vllm-args"),
         (["--engine", "vllm", "--vllm-args", "--ssl-keyfile x"], "leave --ssl-... out"),
@@ -40,9 +40,9 @@ from gisting.testing import tiny_gist_model
         (["--engine", "vllm", "--device", "cpu"], "--device is for --compressor transformers"),
         (["--endpoint", "http://a:1", "--max-length", "0"], "max_length must be at least 1"),
         (["--endpoint", "http://a:1", "--precision", "bf16"], "--precision is for who starts"),
-        (["--engine", "embedded", "--endpoint", "http://a:1"], "does not go with --endpoint"),
+        (["--engine", "transformers", "--endpoint", "http://a:1"], "does not go with --endpoint"),
         (["--store-bytes", "0"], "--store-bytes must be at least 1"),
-        (["--engine", "llama.cpp"], "is not one of 'embedded', 'vllm'"),
+        (["--engine", "llama.cpp"], "is not one of 'transformers', 'vllm'"),
         (["--endpoint", "a:1"], "must be like http://HOST:PORT"),
         (["--endpoint", "http://a:1/v2"], "must be like http://HOST:PORT"),
         (["--endpoint", "http://a:1/#b"], "must be like http://HOST:PORT"),
@@ -62,7 +62,7 @@ def test_options_that_mean_nothing(
     [
         (["--vllm-args", "'"], "--vllm-args cannot be read"),
         (["--vllm-args", "--port 9000"], "leave --port out of --vllm-args"),
-        (["--vllm-args", "--served_model_name=x"], "it is gisting's; say it by --name"),
+        (["--vllm-args", "--served_model_name=x"], "it is gistkit's; say it by --name"),
         (["--vllm-args", "--kv-transfer-config.kv_role both"], "leave --kv-transfer-config out"),
         (["--vllm-args", "--api-key x"], "VLLM_API_KEY in the environment"),
         (["--store", ""], "--store is empty"),
@@ -86,7 +86,7 @@ def test_what_a_printed_command_cannot_hold(
 def test_without_vllm_the_extra_is_named(run: Run, decoder: Path, tmp_path: Path) -> None:
     place = ["--store", str(tmp_path / "store"), "--port", "0"]
     error = run("serve", decoder, *place, "--engine", "vllm").error
-    assert error == "vllm is not installed: pip install 'gisting[vllm]'"
+    assert error == "vllm is not installed: pip install 'gistkit[vllm]'"
 
 
 def test_models_that_vllm_cannot_serve(run: Run, encoder_decoder: Path, tmp_path: Path) -> None:
@@ -169,10 +169,10 @@ def test_a_model_without_weights_makes_the_same_prompts(decoder: Path, tmp_path:
 def test_a_key_that_is_none_is_not_told(
     key: str, run: Run, decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GISTING_ENDPOINT_KEY", key)
+    monkeypatch.setenv("GISTKIT_ENDPOINT_KEY", key)
     place = ["--store", str(tmp_path / "store"), "--port", "0"]
     error = run("serve", decoder, *place, "--endpoint", "http://127.0.0.1:1").error
-    assert error == "GISTING_ENDPOINT_KEY must be plain ASCII without blanks or line ends"
+    assert error == "GISTKIT_ENDPOINT_KEY must be plain ASCII without blanks or line ends"
 
 
 Told = dict[str, Facts | Exception]

@@ -1,4 +1,4 @@
-"""`gisting train` hands everything on."""
+"""`gistkit train` hands everything on."""
 
 import sys
 from types import ModuleType
@@ -9,9 +9,9 @@ from console import Run
 
 def test_train_passes_every_argument_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[list[str]] = []
-    module = ModuleType("gisting.train")
+    module = ModuleType("gistkit.train")
     module.main = taken.append  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "gisting.train", module)
+    monkeypatch.setitem(sys.modules, "gistkit.train", module)
     for arguments in (
         ["+experiment=debug", "training.gist.num_gist_tokens=2"],
         ["--help"],

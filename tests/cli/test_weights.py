@@ -1,4 +1,4 @@
-"""`gisting weights` and the published script."""
+"""`gistkit weights` and the published script."""
 
 import json
 import warnings
@@ -8,8 +8,8 @@ from runpy import run_module
 import pytest
 from console import Run
 
-from gisting.model import GistModel
-from gisting.testing import byte_tokenizer, tiny_model
+from gistkit.model import GistModel
+from gistkit.testing import byte_tokenizer, tiny_model
 
 
 def base_of(decoder: Path, folder: Path) -> Path:
@@ -79,7 +79,7 @@ def test_the_published_script(
     def script(*arguments: object) -> None:
         monkeypatch.setattr("sys.argv", ["weight_diff", *map(str, arguments)])
         with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
-            run_module("gisting.weight_diff", run_name="__main__")
+            run_module("gistkit.weight_diff", run_name="__main__")
         assert ended.value.code == 0
 
     names = ("--path_raw", raw, "--path_diff", tmp_path / "diff", "--path_tuned")

@@ -7,13 +7,13 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
-from gisting.compare import answer_all
-from gisting.compare.lingua import Lingua
-from gisting.compare.method import instruction_ids
-from gisting.errors import OptionError
-from gisting.model import GistModel
-from gisting.prompts import Example
-from gisting.testing import tiny_gist_model
+from gistkit.compare import answer_all
+from gistkit.compare.lingua import Lingua
+from gistkit.compare.method import instruction_ids
+from gistkit.errors import OptionError
+from gistkit.model import GistModel
+from gistkit.prompts import Example
+from gistkit.testing import tiny_gist_model
 
 TEXT = "please say howdy now and be so kind as to stop"
 STAY = ("say", "howdy", "stop")

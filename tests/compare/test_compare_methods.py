@@ -3,20 +3,20 @@
 import pytest
 import torch
 
-from gisting.compare import METHODS, Method, Sources, build, cached
-from gisting.compare.extractive import Extractive, pagerank
-from gisting.compare.lingua import Lingua
-from gisting.compare.method import instruction_ids
-from gisting.compare.pooling import MeanPooling, pooled, rotation
-from gisting.compare.presses import Press
-from gisting.compare.trained import TrainedEntries
-from gisting.compare.truncation import Truncation, cut
-from gisting.compare.whole import FullPrompt, NoPrompt
-from gisting.errors import OptionError
-from gisting.gist import Prefix
-from gisting.model import GistModel
-from gisting.prompts import Example
-from gisting.testing import tiny_gist_model
+from gistkit.compare import METHODS, Method, Sources, build, cached
+from gistkit.compare.extractive import Extractive, pagerank
+from gistkit.compare.lingua import Lingua
+from gistkit.compare.method import instruction_ids
+from gistkit.compare.pooling import MeanPooling, pooled, rotation
+from gistkit.compare.presses import Press
+from gistkit.compare.trained import TrainedEntries
+from gistkit.compare.truncation import Truncation, cut
+from gistkit.compare.whole import FullPrompt, NoPrompt
+from gistkit.errors import OptionError
+from gistkit.gist import Prefix
+from gistkit.model import GistModel
+from gistkit.prompts import Example
+from gistkit.testing import tiny_gist_model
 
 TEXT = "Say Howdy, you are Tom. Everything costs nine coins; all is green."
 OTHERS = ("Say Howdy, you are Ann.", "Everything costs two coins; all is red.", TEXT)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from gisting.compare import answer_all
-from gisting.compare.presses import PRESSES, Press, Workers
-from gisting.errors import OptionError
-from gisting.gist import Prefix
-from gisting.model import GistModel
-from gisting.prompts import Example
-from gisting.testing import tiny_gist_model
+from gistkit.compare import answer_all
+from gistkit.compare.presses import PRESSES, Press, Workers
+from gistkit.errors import OptionError
+from gistkit.gist import Prefix
+from gistkit.model import GistModel
+from gistkit.prompts import Example
+from gistkit.testing import tiny_gist_model
 
 TEXT = "Say Howdy, you are Tom. Everything costs nine coins; all is green."
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from gisting.cli.app import app
-from gisting.cli.run import run
-from gisting.compare import METHODS, Outcome, answer_all, leaderboard, markdown, take_times
-from gisting.compare.gist_tokens import GistTokens
-from gisting.compare.picture import MARKS, PALETTE, draw
-from gisting.compare.truncation import Truncation
-from gisting.compare.whole import FullPrompt, NoPrompt
-from gisting.errors import OptionError
-from gisting.model import GistModel
-from gisting.prompts import Example
-from gisting.testing import tiny_gist_model
+from gistkit.cli.app import app
+from gistkit.cli.run import run
+from gistkit.compare import METHODS, Outcome, answer_all, leaderboard, markdown, take_times
+from gistkit.compare.gist_tokens import GistTokens
+from gistkit.compare.picture import MARKS, PALETTE, draw
+from gistkit.compare.truncation import Truncation
+from gistkit.compare.whole import FullPrompt, NoPrompt
+from gistkit.errors import OptionError
+from gistkit.model import GistModel
+from gistkit.prompts import Example
+from gistkit.testing import tiny_gist_model
 
 EXAMPLES = [
     Example("Say hello.", "Ann", "Hello Ann"),
@@ -128,7 +128,7 @@ def test_the_command_writes_goes_on_and_refuses(
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(asdict(e)) + "\n" for e in EXAMPLES))
     out = tmp_path / "out"
-    command = ["compare", "embedded", "--data", str(data), "--methods", "gist", "--out", str(out)]
+    command = ["compare", "toy", "--data", str(data), "--methods", "gist", "--out", str(out)]
     command += ["--max-new-tokens", "4", "--methods", "first"]
     assert run(app, command) == 0
     written = json.loads((out / "compare.json").read_text())
@@ -167,7 +167,7 @@ def test_a_damaged_comparison_is_refused(
 ) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(asdict(e)) + "\n" for e in EXAMPLES))
-    command = ["compare", "embedded", "--data", str(data), "--methods", "none"]
+    command = ["compare", "toy", "--data", str(data), "--methods", "none"]
     command += ["--max-new-tokens", "2", "--out", str(tmp_path / "out")]
     assert run(app, command) == 0
     path = tmp_path / "out" / "compare.json"
@@ -187,7 +187,7 @@ def test_a_damaged_comparison_is_refused(
 def test_options_of_a_method_that_is_not_asked_for(
     option: str, method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(app, ["compare", "embedded", "--methods", "gist", option]) == 2
+    assert run(app, ["compare", "toy", "--methods", "gist", option]) == 2
     assert f"is for --methods {method}; give that too" in capsys.readouterr().err
 
 

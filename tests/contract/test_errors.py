@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gisting import errors
-from gisting.errors import GistingError, MissingExtraError
+from gistkit import errors
+from gistkit.errors import GistkitError, MissingExtraError
 
 
 def drawn() -> dict[str, str]:
@@ -40,16 +40,16 @@ def test_the_drawing_is_the_tree() -> None:
 @pytest.mark.parametrize("name", sorted(classes()))
 def test_every_error_is_ours_explained_and_raised(name: str, root: Path) -> None:
     one = classes()[name]
-    assert issubclass(one, GistingError)
+    assert issubclass(one, GistkitError)
     assert inspect.getdoc(one)
     if one.__subclasses__():
         return  # a branch, for those who catch
-    sources = (path.read_text() for path in (root / "gisting").rglob("*.py"))
+    sources = (path.read_text() for path in (root / "gistkit").rglob("*.py"))
     uses = sum(len(re.findall(rf"\b{name}\(", text)) for text in sources)
     assert uses > 1, "nobody raises it"  # once is its definition
 
 
 def test_a_missing_extra_says_the_command() -> None:
     error = MissingExtraError("rouge_score", "eval")
-    assert str(error) == "rouge_score is not installed: pip install 'gisting[eval]'"
+    assert str(error) == "rouge_score is not installed: pip install 'gistkit[eval]'"
     assert isinstance(error, ImportError)

@@ -1,4 +1,4 @@
-"""What pyproject.toml, the constraints and the wheel promise to whoever installs gisting."""
+"""What pyproject.toml, the constraints and the wheel promise to whoever installs gistkit."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def test_every_dependency_has_an_exact_version(root: Path) -> None:
     for extra in parts["optional-dependencies"].values():
         wanted |= {bare(line) for line in extra}
     wanted.remove("vllm")  # in an environment of its own: `make vllm` pins what it installs there
-    assert wanted - {"gisting"} <= pins(root / "constraints.txt").keys()
+    assert wanted - {"gistkit"} <= pins(root / "constraints.txt").keys()
 
 
 def test_the_oldest_transformers_tested_is_the_oldest_admitted(root: Path) -> None:
@@ -53,12 +53,12 @@ def test_debugger_entries_start_modules_that_exist(root: Path) -> None:
 @pytest.mark.slow
 def test_the_wheel_carries_every_file_of_the_package(root: Path, tmp_path: Path) -> None:
     caches = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(root / "gisting", tmp_path / "gisting", ignore=caches)
+    shutil.copytree(root / "gistkit", tmp_path / "gistkit", ignore=caches)
     for name in ("pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(root / name, tmp_path)
     build = "from setuptools.build_meta import build_wheel; build_wheel('.')"
     subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("gisting/")}
-    files = [path for path in (tmp_path / "gisting").rglob("*") if path.is_file()]
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("gistkit/")}
+    files = [path for path in (tmp_path / "gistkit").rglob("*") if path.is_file()]
     assert inside == {path.relative_to(tmp_path).as_posix() for path in files}

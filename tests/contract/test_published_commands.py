@@ -1,4 +1,4 @@
-"""Every training command of the published README, with `src.` read as `gisting.`, really run.
+"""Every training command of the published README, with `src.` read as `gistkit.`, really run.
 
 The models and the data of those commands are far away or large: the same commands run here with a
 tiny model, a few rows, and as little evaluation as leaves every file that they promise.
@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from gisting.cli import main
-from gisting.testing import byte_tokenizer, tiny_model
-from gisting.training.settings import help_text
+from gistkit.cli import main
+from gistkit.testing import byte_tokenizer, tiny_model
+from gistkit.training.settings import help_text
 
-TRAIN = "python -m gisting.train "
+TRAIN = "python -m gistkit.train "
 FIRST = TRAIN + "training.gist.num_gist_tokens=2 training.gist.condition=gist wandb.tag=yourtaghere"
 DEBUG = TRAIN + "+experiment=debug"
 SWEEP = (
@@ -70,7 +70,7 @@ def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def train(command: str, *stand_ins: str) -> int:
-    """The command line's status; `command` begins with `python -m gisting.train`."""
+    """The command line's status; `command` begins with `python -m gistkit.train`."""
     arguments = shlex.split(" ".join([command.removeprefix(TRAIN), *stand_ins]))
     return main(["train", *arguments])
 
@@ -81,7 +81,7 @@ def losses(run: Path) -> list[float]:
 
 
 def test_the_module_is_the_command() -> None:
-    """`python -m gisting.train` in a process of its own; its help needs no torch."""
+    """`python -m gistkit.train` in a process of its own; its help needs no torch."""
     command = [sys.executable, "-X", "importtime", *shlex.split(TRAIN)[1:], "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == help_text()
@@ -141,7 +141,7 @@ def test_a_sweep_that_fails_says_so_in_one_line(
     command = TRAIN + "-m wandb.tag=bad training.gist.condition=gist,pos_control"
     assert train(command, T5, SHORT, "data.data_dir=nowhere") == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line]
-    assert lines[-1].startswith("gisting: error: nowhere: no ")
+    assert lines[-1].startswith("gistkit: error: nowhere: no ")
     assert not any("Traceback" in line for line in lines)
 
 
@@ -161,7 +161,7 @@ def test_a_job_that_fails_elsewhere_is_reported_here(
     command = f"{TRAIN}-m +launcher=local wandb.tag=bad training.seed=1"
     assert train(command, T5, SHORT, "data.data_dir=nowhere") == 2
     error = capfd.readouterr().err
-    assert "gisting: error: nowhere: no " in error
+    assert "gistkit: error: nowhere: no " in error
     assert "Traceback" not in error
 
 
@@ -184,7 +184,7 @@ def test_slurm_gets_the_published_request(inside: Path, monkeypatch: pytest.Monk
     (text,) = scripts
     for flag in (
         "array=0-2%3", "cpus-per-task=16", "gpus-per-node=1", "nodes=1", "mem=80GB", "time=1440",
-        "partition=gpus", "job-name=gisting",
+        "partition=gpus", "job-name=gistkit",
     ):  # fmt: skip
         assert f"#SBATCH --{flag}\n" in text, flag
 
@@ -213,9 +213,9 @@ def test_deepspeed_by_both_names(
     assert train(command) == 2
     assert "there is no file ds_configs/stage3.json" in capfd.readouterr().err
     monkeypatch.chdir(root)
-    monkeypatch.setattr("gisting.training.arguments.find_spec", lambda name: None)
+    monkeypatch.setattr("gistkit.training.arguments.find_spec", lambda name: None)
     assert train(command, f"training.output_dir={inside}/deepspeed") == 2
-    expected = "gisting: error: deepspeed is not installed: pip install 'gisting[deepspeed]'"
+    expected = "gistkit: error: deepspeed is not installed: pip install 'gistkit[deepspeed]'"
     assert capfd.readouterr().err.splitlines()[-1] == expected
 
 
@@ -238,7 +238,7 @@ def test_the_script_for_deepspeed(gpus: list[str], root: Path, tmp_path: Path) -
     done = subprocess.run(command, env=path, capture_output=True, text=True, check=True)
     number = gpus[0] if gpus else "4"
     assert done.stdout.splitlines() == [
-        f"--num_gpus={number}", "--no_local_rank", "--module", "gisting.train",
+        f"--num_gpus={number}", "--no_local_rank", "--module", "gistkit.train",
         "+model=flan-t5-xxl", f"deepspeed={root}/ds_configs/stage3.json", "wandb.tag=a b",
     ]  # fmt: skip
     bare = subprocess.run([root / "run_deepspeed.sh"], env=path, capture_output=True, text=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gisting.cli import main
-from gisting.training.composing import check, parse_request, register_defaults
+from gistkit.cli import main
+from gistkit.training.composing import check, parse_request, register_defaults
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -17,12 +17,12 @@ COMMANDS = [
     for language, text in BLOCKS
     if not language
     for line in text.splitlines()
-    if line.startswith(("gisting ", "make "))
+    if line.startswith(("gistkit ", "make "))
 ]
 
 
 def commands(name: str) -> list[list[str]]:
-    found = [words[1:] for words in COMMANDS if words[:2] == ["gisting", name]]
+    found = [words[1:] for words in COMMANDS if words[:2] == ["gistkit", name]]
     assert found
     return found
 

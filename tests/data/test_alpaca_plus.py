@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from gisting.data.alpaca_plus import SPLITS, AlpacaPlus
-from gisting.data.examples import write_examples
-from gisting.data.sets import DataConfig, read_data
-from gisting.errors import DataError, OptionError
-from gisting.prompts import Example
+from gistkit.data.alpaca_plus import SPLITS, AlpacaPlus
+from gistkit.data.examples import write_examples
+from gistkit.data.sets import DataConfig, read_data
+from gistkit.errors import DataError, OptionError
+from gistkit.prompts import Example
 
 
 def write(path: Path, word: str) -> list[Example]:

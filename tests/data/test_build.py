@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from gisting.data import build
-from gisting.data.build import (
+from gistkit.data import build
+from gistkit.data.build import (
     build_alpaca_plus,
     git_blob_hash,
     split_alpaca,
     split_self_instruct,
 )
-from gisting.data.examples import read_examples
-from gisting.errors import DataError
-from gisting.prompts import Example
+from gistkit.data.examples import read_examples
+from gistkit.errors import DataError
+from gistkit.prompts import Example
 
 
 def test_real_sources_give_the_published_files(shared: Path, tmp_path: Path) -> None:

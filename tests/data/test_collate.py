@@ -2,9 +2,9 @@ from random import Random
 
 import pytest
 
-from gisting.data.collate import IGNORED, Batch, Collator, EncodedRows, Limits, fill_rows
-from gisting.prompts import EncodedExample, Example, InstructionTemplate, PromptEncoder
-from gisting.testing import tiny_gist_model
+from gistkit.data.collate import IGNORED, Batch, Collator, EncodedRows, Limits, fill_rows
+from gistkit.prompts import EncodedExample, Example, InstructionTemplate, PromptEncoder
+from gistkit.testing import tiny_gist_model
 
 ROWS = [EncodedExample([1, 5, 6], [7, 8], [9, 2]), EncodedExample([1, 5], [7], [9, 9, 9, 2])]
 

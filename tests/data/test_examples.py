@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gisting.data.examples import iter_examples, read_examples, to_json, to_jsonl, write_examples
-from gisting.errors import DataError, OptionError, SaveError
-from gisting.prompts import Example
+from gistkit.data.examples import iter_examples, read_examples, to_json, to_jsonl, write_examples
+from gistkit.errors import DataError, OptionError, SaveError
+from gistkit.prompts import Example
 
 EXAMPLES = [
     Example("Greet.", "Ann\nand Bob", "Hello, Ann and Bob ✓", "mine"),

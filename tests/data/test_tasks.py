@@ -5,10 +5,10 @@ from random import Random
 
 import pytest
 
-from gisting.data import tasks
-from gisting.data.tasks.base import Facts, held_out
-from gisting.errors import DataError
-from gisting.prompts import Example
+from gistkit.data import tasks
+from gistkit.data.tasks.base import Facts, held_out
+from gistkit.errors import DataError
+from gistkit.prompts import Example
 
 EVERY = [(family, difficulty) for family in tasks.FAMILIES for difficulty in tasks.DIFFICULTIES]
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from gisting.data.collate import EncodedRows
-from gisting.data.tokenized import tokenize_rows
-from gisting.errors import DataError, PromptError, SaveError
-from gisting.prompts import Example, InstructionTemplate, PromptEncoder
-from gisting.testing import tiny_gist_model
+from gistkit.data.collate import EncodedRows
+from gistkit.data.tokenized import tokenize_rows
+from gistkit.errors import DataError, PromptError, SaveError
+from gistkit.prompts import Example, InstructionTemplate, PromptEncoder
+from gistkit.testing import tiny_gist_model
 
 ROWS = [
     Example("Greet.", "Ann", "Hello, Ann."),
@@ -78,7 +78,7 @@ def test_a_folder_that_cannot_be_made_is_named(encoder: PromptEncoder, tmp_path:
 def test_many_at_once_make_the_same_rows_once(
     encoder: PromptEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "gisting")
+    caplog.set_level("INFO", "gistkit")
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda _: tokenize_rows(ROWS, encoder, tmp_path), range(8)))
     rows = [[one[i] for i in range(len(one))] for one in made]

@@ -13,10 +13,10 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from gisting.checkpoints.consolidate import consolidate
-from gisting.model import GistModel
-from gisting.testing import tiny_gist_model
-from gisting.training.ranks import first_does, leave_at_exit, whole_weights
+from gistkit.checkpoints.consolidate import consolidate
+from gistkit.model import GistModel
+from gistkit.testing import tiny_gist_model
+from gistkit.training.distributed import first_does, leave_at_exit, whole_weights
 
 
 def step(model: GistModel) -> None:

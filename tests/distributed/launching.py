@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from gisting.model import GistModel
-from gisting.training.jsonl import LOG_NAME, read_lines
+from gistkit.model import GistModel
+from gistkit.training.jsonl import LOG_NAME, read_lines
 
 RUN = [
     "+experiment=tiny",
@@ -46,7 +46,7 @@ def launch(
     folder: Path,
     *settings: str,
     launcher: Sequence[str] = (),
-    program: Sequence[str] = ("-m", "gisting.train"),
+    program: Sequence[str] = ("-m", "gistkit.train"),
     status: int | None = 0,
 ) -> subprocess.CompletedProcess[str]:
     """Run the published entry with `settings` into `folder`; one process without a launcher."""

@@ -27,7 +27,7 @@ def test_zero3(one: Path, root: Path, tmp_path: Path) -> None:
     assert scores(out) == pytest.approx(scores(one), abs=1e-2)
     assert not list(out.glob("global_step*"))
     whole = tmp_path / "whole"
-    from gisting.cli import main
+    from gistkit.cli import main
 
     assert main(["checkpoint", "consolidate", str(out / "checkpoint-4"), "--out", str(whole)]) == 0
     same_weights(whole, one / "checkpoint-4", 1e-4)

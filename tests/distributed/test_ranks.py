@@ -46,7 +46,7 @@ def test_accelerate_launch(one: Path, tmp_path: Path) -> None:
 def test_a_mistake_is_told_once(tmp_path: Path) -> None:
     done = launch(tmp_path, "data.tasks.stages=[[nothing,1,8]]", launcher=TORCHRUN, status=None)
     assert done.returncode != 0
-    told = [line for line in done.stderr.splitlines() if line.startswith("gisting: error:")]
+    told = [line for line in done.stderr.splitlines() if line.startswith("gistkit: error:")]
     assert len(told) == 1, done.stderr
     assert "nothing" in told[0]
 

@@ -1,8 +1,8 @@
-"""`gisting.train`, where DeepSpeed does without the CPU code that it would compile for minutes."""
+"""`gistkit.train`, where DeepSpeed does without the CPU code that it would compile for minutes."""
 
 import deepspeed.ops
 
-from gisting.cli import main
+from gistkit.cli import main
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 if __name__ == "__main__":

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from gisting.data.collate import Limits
-from gisting.errors import DataError, OptionError
-from gisting.evaluation.answers import AnswerOptions, answer
-from gisting.evaluation.outputs import read_outputs
-from gisting.evaluation.scores import score
-from gisting.evaluation.splits import SplitEvaluator, mean_loss, save_answers
-from gisting.masks import CONDITIONS
-from gisting.metrics import clean
-from gisting.prompts import Example
-from gisting.testing import tiny_gist_model
+from gistkit.data.collate import Limits
+from gistkit.errors import DataError, OptionError
+from gistkit.evaluation.answers import AnswerOptions, answer
+from gistkit.evaluation.outputs import read_outputs
+from gistkit.evaluation.scores import score
+from gistkit.evaluation.splits import SplitEvaluator, mean_loss, save_answers
+from gistkit.masks import CONDITIONS
+from gistkit.metrics import clean
+from gistkit.prompts import Example
+from gistkit.testing import tiny_gist_model
 
 EXAMPLES = [
     Example("Answer in one word.", "Capital of France?", "Paris"),

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gisting.errors import OptionError
-from gisting.train import run_config
-from gisting.training.arguments import parse_config
+from gistkit.errors import OptionError
+from gistkit.train import run_config
+from gistkit.training.arguments import parse_config
 
 
 def evaluated(folder: Path, path: str) -> dict[str, float]:
@@ -19,7 +19,7 @@ def evaluated(folder: Path, path: str) -> dict[str, float]:
             "model": {
                 "model_name_or_path": "tiny",
                 "pretrained": False,
-                "tokenizer_name": "embedded",
+                "tokenizer_name": "toy",
                 "config": {"model_type": "llama", **tiny},
             },
             "data": {

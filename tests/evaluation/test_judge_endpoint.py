@@ -11,16 +11,16 @@ from email.utils import formatdate
 
 import pytest
 
-from gisting.errors import JudgeError
-from gisting.evaluation.judge.endpoint import (
+from gistkit.errors import JudgeError
+from gistkit.evaluation.judge.endpoint import (
     Answer,
     Endpoint,
     EndpointConfig,
     Usage,
     retry_after,
 )
-from gisting.evaluation.judge.fake import FAULTS, FakeEndpoint
-from gisting.evaluation.judge.pairs import Pair, Question
+from gistkit.evaluation.judge.fake import FAULTS, FakeEndpoint
+from gistkit.evaluation.judge.pairs import Pair, Question
 
 QUESTION = Question(Pair(0, "Instruction: Go.", "longer", "short"), True)
 KEY = "sk-secret-of-ours"
@@ -135,7 +135,7 @@ def test_what_no_other_question_would_mend_ends_the_run(status: str, advice: str
 
 
 def test_a_long_wait_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gisting.evaluation.judge.endpoint.LONGEST_WAIT", 0.01)
+    monkeypatch.setattr("gistkit.evaluation.judge.endpoint.LONGEST_WAIT", 0.01)
     with (
         FakeEndpoint(fault=script("limit")) as fake,
         pytest.raises(JudgeError, match="asks to wait"),

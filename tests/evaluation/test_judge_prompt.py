@@ -4,10 +4,10 @@ import time
 
 import pytest
 
-from gisting.errors import DataError
-from gisting.evaluation.judge.pairs import Pair, Question, question
-from gisting.evaluation.judge.pairs import questions as drawn
-from gisting.evaluation.judge.prompt import SYSTEM, UnreadableVerdict, Verdict, messages, parse
+from gistkit.errors import DataError
+from gistkit.evaluation.judge.pairs import Pair, Question, question
+from gistkit.evaluation.judge.pairs import questions as drawn
+from gistkit.evaluation.judge.prompt import SYSTEM, UnreadableVerdict, Verdict, messages, parse
 
 PAIR = Pair(0, "Instruction: Name it.", "one", "two")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gisting.cli import main
-from gisting.model import GistModel
+from gistkit.cli import main
+from gistkit.model import GistModel
 
 INSTRUCTION = "Everything costs nine coins. You are Nora."
 

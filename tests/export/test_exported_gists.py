@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from gisting.errors import GistFileError, GistMismatchError, OptionError, UnsupportedModelError
-from gisting.export import FORMATS, export, restore
-from gisting.gist import Gist
-from gisting.model import GistModel
-from gisting.models.families import ROTARY_DECODERS
-from gisting.store import GistStore
-from gisting.testing import tiny_gist_model
+from gistkit.errors import GistFileError, GistMismatchError, OptionError, UnsupportedModelError
+from gistkit.export import FORMATS, export, restore
+from gistkit.gist import Gist
+from gistkit.model import GistModel
+from gistkit.models.families import ROTARY_DECODERS
+from gistkit.store import GistStore
+from gistkit.testing import tiny_gist_model
 
 INSTRUCTION = "Everything costs nine coins. You are Nora and never laugh."
 INPUTS = ["a cat", "what does the long boat cost today?"]
@@ -82,7 +82,7 @@ def test_half_precision_comes_back(format: str, tmp_path: Path) -> None:
 def test_plain_transformers_answers_from_a_cache(
     model: GistModel, gist: Gist, tmp_path: Path
 ) -> None:
-    """Nothing of gisting is needed: the folder says how the prompt reads."""
+    """Nothing of gistkit is needed: the folder says how the prompt reads."""
     folder = export(gist, model, tmp_path / "out", format="hf-cache", base=base_of(model))
     facts = json.loads((folder / "gist.json").read_text())
     plain = AutoModelForCausalLM.from_pretrained(facts["base_model"], dtype=facts["dtype"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gisting.fidelity import details
+from gistkit.fidelity import details
 
 
 def test_numbers_in_digits_and_words() -> None:

@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from gisting.errors import GistFileError, GistMismatchError, OptionError, PromptError
-from gisting.fidelity import (
+from gistkit.errors import GistFileError, GistMismatchError, OptionError, PromptError
+from gistkit.fidelity import (
     PARTS,
     Fidelity,
     fidelity_of,
     measure_fidelity,
     with_fidelity,
 )
-from gisting.fidelity.measure import _spelling
-from gisting.fidelity.reading import Prompt, read_along
-from gisting.gist import Gist
-from gisting.model import GistModel
-from gisting.testing import tiny_gist_model
+from gistkit.fidelity.measure import _spelling
+from gistkit.fidelity.reading import Prompt, read_along
+from gistkit.gist import Gist
+from gistkit.model import GistModel
+from gistkit.testing import tiny_gist_model
 
 INSTRUCTION = "Everything costs nine coins. You are Nora."
 INPUTS = ["Tom wants a cake", "A boat for Ada please", "Lena asks for a hat"]
@@ -26,7 +26,7 @@ INPUTS = ["Tom wants a cake", "A boat for Ada please", "Lena asks for a hat"]
 
 @pytest.fixture(scope="module")
 def model() -> GistModel:
-    return GistModel.from_pretrained("embedded")
+    return GistModel.from_pretrained("toy")
 
 
 def blurred(gist: Gist, noise: float) -> Gist:

@@ -1,6 +1,6 @@
 """Reference tensors of the published implementation: where they lie, and how cases are read.
 
-    GISTING_GOLDEN, else $GISTING_SHARED/golden, else ../shared/golden
+    GISTKIT_GOLDEN, else $GISTKIT_SHARED/golden, else ../shared/golden
     ├── models/NAME            Hugging Face folders
     ├── tokenizers/NAME
     └── cases/KIND/NAME.{json,safetensors}, cases/mask_cases.json
@@ -20,21 +20,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gisting.models import loading
-from gisting.models.base import Adapter
-from gisting.models.families import adapter_for
+from gistkit.models import loading
+from gistkit.models.base import Adapter
+from gistkit.models.families import adapter_for
 
 TOLERANCE = 1e-4
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 def find_folder() -> Path:
-    if "GISTING_GOLDEN" in os.environ:
-        folder = Path(os.environ["GISTING_GOLDEN"])
+    if "GISTKIT_GOLDEN" in os.environ:
+        folder = Path(os.environ["GISTKIT_GOLDEN"])
         if not (folder / "cases").is_dir():
-            raise FileNotFoundError(f"GISTING_GOLDEN={folder} holds no cases")
+            raise FileNotFoundError(f"GISTKIT_GOLDEN={folder} holds no cases")
         return folder
-    return Path(os.environ.get("GISTING_SHARED", PROJECT.parent / "shared")) / "golden"
+    return Path(os.environ.get("GISTKIT_SHARED", PROJECT.parent / "shared")) / "golden"
 
 
 FOLDER = find_folder()

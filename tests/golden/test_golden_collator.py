@@ -11,11 +11,11 @@ import pytest
 from golden import FOLDER, Case, assert_equal, every
 from torch import Tensor
 
-from gisting import masks
-from gisting.data.collate import IGNORED, Batch, Collator, Limits
-from gisting.models.loading import gist_id_of, load_tokenizer
-from gisting.prompts import TEMPLATES, EncodedExample, Example, PromptEncoder
-from gisting.testing import tiny_model
+from gistkit import masks
+from gistkit.data.collate import IGNORED, Batch, Collator, Limits
+from gistkit.models.loading import gist_id_of, load_tokenizer
+from gistkit.prompts import TEMPLATES, EncodedExample, Example, PromptEncoder
+from gistkit.testing import tiny_model
 
 pytestmark = pytest.mark.golden
 

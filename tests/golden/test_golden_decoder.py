@@ -12,9 +12,9 @@ from golden import Case, adapter, assert_close, assert_equal, every, rotate
 from torch import Tensor
 from transformers import GenerationConfig
 
-from gisting import masks
-from gisting.gist import Gist, Prefix, Provenance
-from gisting.models.base import Adapter
+from gistkit import masks
+from gistkit.gist import Gist, Prefix, Provenance
+from gistkit.models.base import Adapter
 
 pytestmark = pytest.mark.golden
 

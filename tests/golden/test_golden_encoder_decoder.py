@@ -13,8 +13,8 @@ from golden import Case, adapter, assert_close, assert_equal, every
 from torch import Tensor
 from transformers import GenerationConfig
 
-from gisting import masks
-from gisting.gist import Gist, Provenance
+from gistkit import masks
+from gistkit.gist import Gist, Provenance
 
 pytestmark = pytest.mark.golden
 

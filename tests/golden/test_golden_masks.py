@@ -8,8 +8,8 @@ import torch
 from golden import FOLDER, assert_equal
 from torch import Tensor
 
-from gisting import masks
-from gisting.errors import MaskError
+from gistkit import masks
+from gistkit.errors import MaskError
 
 pytestmark = pytest.mark.golden
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from engines import random_model
 
-from gisting import GistModel
+from gistkit import GistModel
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 

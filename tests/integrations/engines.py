@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from gisting import GistModel
-from gisting.gist import Gist
-from gisting.integrations.start import connector_config
-from gisting.store import GistKey, GistStore
-from gisting.testing import tiny_gist_model
+from gistkit import GistModel
+from gistkit.gist import Gist
+from gistkit.integrations.start import connector_config
+from gistkit.store import GistKey, GistStore
+from gistkit.testing import tiny_gist_model
 
 KS = (1, 5, 16, 33)
 TOKENS = 16

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from gisting.errors import GistFileError, GistMismatchError, OptionError, PromptError
-from gisting.integrations.asked import Load, Save, Served, read
-from gisting.integrations.start import connector_config
-from gisting.model import GistModel
-from gisting.store import GistKey, GistStore
-from gisting.testing import tiny_gist_model
+from gistkit.errors import GistFileError, GistMismatchError, OptionError, PromptError
+from gistkit.integrations.asked import Load, Save, Served, read
+from gistkit.integrations.start import connector_config
+from gistkit.model import GistModel
+from gistkit.store import GistKey, GistStore
+from gistkit.testing import tiny_gist_model
 
 DIGEST = "ab" * 32
 

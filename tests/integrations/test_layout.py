@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from gisting.errors import UnsupportedModelError
-from gisting.integrations.layout import Layout
-from gisting.integrations.rotation import PROVED, frequencies, moved
-from gisting.testing import tiny_gist_model, tiny_model
+from gistkit.errors import UnsupportedModelError
+from gistkit.integrations.layout import Layout
+from gistkit.integrations.rotation import PROVED, frequencies, moved
+from gistkit.testing import tiny_gist_model, tiny_model
 
 BLOCK, HEADS, SIZE = 4, 2, 8
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from engines import KS, Request, Served, params, serving
 
-from gisting import GistModel
-from gisting.gist import Gist
+from gistkit import GistModel
+from gistkit.gist import Gist
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -1,4 +1,4 @@
-"""vLLM's own server, started and asked with nothing but the files of `gisting export`."""
+"""vLLM's own server, started and asked with nothing but the files of `gistkit export`."""
 
 import json
 import os
@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from gisting import GistModel
-from gisting.export import export, restore
-from gisting.gist import Gist
-from gisting.store import GistStore
+from gistkit import GistModel
+from gistkit.export import export, restore
+from gistkit.gist import Gist
+from gistkit.store import GistStore
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

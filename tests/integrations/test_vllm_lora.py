@@ -14,8 +14,8 @@ import torch
 from engines import Served, params, random_model, serving
 from safetensors.torch import save_file
 
-from gisting import GistModel
-from gisting.store import GistKey
+from gistkit import GistModel
+from gistkit.store import GistKey
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from engines import serving
 
-from gisting import GistModel
-from gisting.store import GistStore
+from gistkit import GistModel
+from gistkit.store import GistStore
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

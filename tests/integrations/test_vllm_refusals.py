@@ -10,10 +10,10 @@ import pytest
 import torch
 from engines import serving
 
-from gisting import GistModel
-from gisting.errors import UnsupportedModelError
-from gisting.integrations.refusals import refuse
-from gisting.testing import tiny_gist_model
+from gistkit import GistModel
+from gistkit.errors import UnsupportedModelError
+from gistkit.integrations.refusals import refuse
+from gistkit.testing import tiny_gist_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -37,7 +37,7 @@ def test_speculative_decoding_does_not_start(folder: Path, model: GistModel) -> 
     """In a process of its own: vLLM then imports numba, and no other engine starts after it."""
     code = (
         "import sys; from pathlib import Path; from engines import serving\n"
-        "from gisting import GistModel\n"
+        "from gistkit import GistModel\n"
         "folder = Path(sys.argv[1]); model = GistModel.from_pretrained(folder / 'model')\n"
         "with serving(folder, model, "
         "speculative_config={'method': 'ngram', 'num_speculative_tokens': 2}): pass\n"

@@ -1,4 +1,4 @@
-"""`gisting serve` in front of real vLLM servers, as clients see it."""
+"""`gistkit serve` in front of real vLLM servers, as clients see it."""
 
 import json
 import os
@@ -20,9 +20,9 @@ import openai
 import pytest
 from engines import KS, random_model
 
-from gisting import GistModel
-from gisting.integrations.server import MODULE
-from gisting.serving.vllm.child import _free_port
+from gistkit import GistModel
+from gistkit.integrations.server import MODULE
+from gistkit.serving.vllm.process import _free_port
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -55,7 +55,7 @@ def model(folder: Path) -> GistModel:
 
 @dataclass
 class Gateway:
-    """A running `gisting serve`."""
+    """A running `gistkit serve`."""
 
     process: "subprocess.Popen[str]"
     url: str
@@ -64,7 +64,7 @@ class Gateway:
 
     def number(self, what: str) -> float:
         page = httpx2.get(f"{self.url}/metrics", trust_env=False).text
-        (line,) = [x for x in page.splitlines() if x.startswith(f'gisting_engine{{what="{what}"}}')]
+        (line,) = [x for x in page.splitlines() if x.startswith(f'gistkit_engine{{what="{what}"}}')]
         return float(line.split()[-1])
 
 
@@ -77,12 +77,12 @@ def until(what: Any, seconds: float) -> None:
 
 @contextmanager
 def gateway(folder: Path, *options: str) -> Iterator[Gateway]:
-    """`gisting serve` over the model and the store in a folder."""
+    """`gistkit serve` over the model and the store in a folder."""
     log, port = folder / f"gateway-{time.monotonic_ns()}.log", _free_port()
     place = ["--store", str(folder / "store"), "--port", str(port)]
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gisting", "serve", str(folder / "model"), *place, *options],
+            [sys.executable, "-m", "gistkit", "serve", str(folder / "model"), *place, *options],
             stderr=file,
             env=ENVIRONMENT,
             text=True,
@@ -241,7 +241,7 @@ def pair(folder: Path, model: GistModel) -> Iterator[list[Server]]:
         options = ["--engine", "vllm", "--vllm-args", ARGS, "--print-command"]
         place = ["--store", str(folder / "store"), "--port", str(port)]
         command = subprocess.run(
-            [sys.executable, "-m", "gisting", "serve", str(folder / "model"), *place, *options],
+            [sys.executable, "-m", "gistkit", "serve", str(folder / "model"), *place, *options],
             env=ENVIRONMENT,
             capture_output=True,
             text=True,

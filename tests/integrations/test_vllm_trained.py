@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 from engines import Served, serving
 
-from gisting import GistModel
-from gisting.data import tasks
-from gisting.metrics import exact_match
+from gistkit import GistModel
+from gistkit.data import tasks
+from gistkit.metrics import exact_match
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

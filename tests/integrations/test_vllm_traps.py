@@ -10,9 +10,9 @@ import pytest
 import torch
 from engines import Served, params, serving
 
-from gisting import GistModel
-from gisting.gist import Gist
-from gisting.store import GistKey
+from gistkit import GistModel
+from gistkit.gist import Gist
+from gistkit.store import GistKey
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

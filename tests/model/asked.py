@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gisting import GistModel
+from gistkit import GistModel
 
 INSTRUCTIONS = ["Answer in one word.", "Translate.", "A rather longer instruction, to be padded."]
 INPUTS = ["Capital of France?", "", "hm"]

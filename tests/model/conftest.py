@@ -2,8 +2,8 @@
 
 import pytest
 
-from gisting import GistModel
-from gisting.testing import tiny_gist_model
+from gistkit import GistModel
+from gistkit.testing import tiny_gist_model
 
 
 @pytest.fixture(scope="module", params=["llama", "t5"])

@@ -6,15 +6,15 @@ import pytest
 import torch
 from asked import INPUTS, INSTRUCTIONS, brief
 
-from gisting import Gist, GistModel, Prefix
-from gisting.errors import (
+from gistkit import Gist, GistModel, Prefix
+from gistkit.errors import (
     GistMismatchError,
     OptionError,
     PromptError,
 )
-from gisting.gist import instruction_hash
-from gisting.models.config import GistConfig
-from gisting.testing import tiny_gist_model
+from gistkit.gist import instruction_hash
+from gistkit.models.config import GistConfig
+from gistkit.testing import tiny_gist_model
 
 # compress
 

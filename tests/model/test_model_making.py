@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gisting import GistModel
-from gisting.errors import (
+from gistkit import GistModel
+from gistkit.errors import (
     NotAGistModelError,
     OptionError,
     UnsupportedModelError,
 )
-from gisting.models.config import GistConfig
-from gisting.testing import byte_tokenizer, tiny_gist_model, tiny_model
+from gistkit.models.config import GistConfig
+from gistkit.testing import byte_tokenizer, tiny_gist_model, tiny_model
 
 
 def test_from_base_teaches_the_token(model: GistModel) -> None:

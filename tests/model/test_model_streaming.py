@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from asked import INPUTS, INSTRUCTIONS, brief
 
-from gisting import GistModel
-from gisting.errors import (
+from gistkit import GistModel
+from gistkit.errors import (
     GistMismatchError,
     OptionError,
     PromptError,
 )
-from gisting.testing import tiny_gist_model
+from gistkit.testing import tiny_gist_model
 
 
 def pieces(model: GistModel, *args: Any, **options: Any) -> list[str]:

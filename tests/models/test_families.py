@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from gisting.errors import OptionError, UnsupportedModelError
-from gisting.models.families import FAMILIES, REFUSED, adapter_class
-from gisting.testing import tiny_gist_model, tiny_model
+from gistkit.errors import OptionError, UnsupportedModelError
+from gistkit.models.families import FAMILIES, REFUSED, adapter_class
+from gistkit.testing import tiny_gist_model, tiny_model
 
 
 def test_no_family_is_both_proved_and_refused() -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from gisting.models.fingerprint import SAMPLES, fingerprint, version
-from gisting.testing import tiny_model
+from gistkit.models.fingerprint import SAMPLES, fingerprint, version
+from gistkit.testing import tiny_model
 
 
 def test_equal_weights_have_one_fingerprint() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gisting.errors import NotAGistModelError
-from gisting.models.card import model_card
-from gisting.models.config import FILE_NAME, GistConfig
+from gistkit.errors import NotAGistModelError
+from gistkit.models.card import model_card
+from gistkit.models.config import FILE_NAME, GistConfig
 
 FULL = GistConfig(
     num_gist_tokens=(2, 1),
@@ -63,7 +63,7 @@ def test_files_that_are_no_config(text: str, tmp_path: Path) -> None:
 def test_fields_of_a_later_version_are_named(tmp_path: Path) -> None:
     path = tmp_path / FILE_NAME
     path.write_text(json.dumps({"format_version": 2}))
-    said = r"json has format version 2, this gisting reads 1; install a gisting that reads it$"
+    said = r"json has format version 2, this gistkit reads 1; install a gistkit that reads it$"
     with pytest.raises(NotAGistModelError, match=said):
         GistConfig.load(path)
 

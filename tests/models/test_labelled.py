@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from gisting.data.collate import Batch, Collator
-from gisting.errors import MaskError
-from gisting.model import GistModel
-from gisting.models.families import FAMILIES
-from gisting.prompts import EncodedExample
-from gisting.testing import tiny_gist_model
+from gistkit.data.collate import Batch, Collator
+from gistkit.errors import MaskError
+from gistkit.model import GistModel
+from gistkit.models.families import FAMILIES
+from gistkit.prompts import EncodedExample
+from gistkit.testing import tiny_gist_model
 
 CONDITIONS = ("gist", "pos_control", "neg_control")
 ROWS = [

@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gisting import GistModel
-from gisting.errors import (
+from gistkit import GistModel
+from gistkit.errors import (
     ModelNotFoundError,
     NotAGistModelError,
     OptionError,
     SaveError,
     UnsupportedModelError,
 )
-from gisting.models import loading
-from gisting.models.loading import load_tokenizer, parse_dtype
-from gisting.testing import EOS, VOCABULARY, byte_tokenizer, tiny_gist_model, tiny_model
+from gistkit.models import loading
+from gistkit.models.loading import load_tokenizer, parse_dtype
+from gistkit.testing import EOS, VOCABULARY, byte_tokenizer, tiny_gist_model, tiny_model
 
 FAMILIES = ["llama", "gemma", "t5"]  # untied, tied, encoder-decoder
 
@@ -171,7 +171,7 @@ def test_what_a_folder_holds(tmp_path: Path) -> None:
     assert config["num_gist_tokens"] == [1, 2, 4]
     card = (tmp_path / "README.md").read_text()
     assert "| gist tokens (k) | 1, 2, 4 |" in card
-    assert card.startswith("---\nlibrary_name: gisting\n")
+    assert card.startswith("---\nlibrary_name: gistkit\n")
     assert not [p for p in tmp_path.iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
 
 
@@ -331,7 +331,7 @@ def test_code_of_a_checkpoint_is_not_run_nor_offered(
     own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
     (tmp_path / "config.json").write_text(json.dumps({**config, **own}))
     (tmp_path / "mine.py").write_text("raise SystemExit('run')")
-    with pytest.raises(ModelNotFoundError, match="code of its own, which gisting does not run"):
+    with pytest.raises(ModelNotFoundError, match="code of its own, which gistkit does not run"):
         GistModel.from_pretrained(tmp_path)
     assert capsys.readouterr().out == ""
 

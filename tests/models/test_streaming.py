@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from gisting.models.inputs import cut_at
-from gisting.models.streaming import pieces
+from gistkit.models.inputs import cut_at
+from gistkit.models.streaming import pieces
 
 
 def decode(ids: list[int]) -> str:

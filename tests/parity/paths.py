@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
-from gisting.gist import Gist, Prefix, Provenance
-from gisting.models.base import Adapter
-from gisting.models.families import FAMILIES, adapter_for
-from gisting.testing import EOS, PAD, PRINTABLE, VOCABULARY, tiny_model
+from gistkit.gist import Gist, Prefix, Provenance
+from gistkit.models.base import Adapter
+from gistkit.models.families import FAMILIES, adapter_for
+from gistkit.testing import EOS, PAD, PRINTABLE, VOCABULARY, tiny_model
 
 GIST = VOCABULARY
 TOLERANCE = 1e-4

@@ -20,9 +20,9 @@ from paths import (
 )
 from torch import Tensor
 
-from gisting.gist import Gist
-from gisting.models import causal, encoder_decoder
-from gisting.models.causal import CausalAdapter
+from gistkit.gist import Gist
+from gistkit.models import decoder, encoder_decoder
+from gistkit.models.decoder import CausalAdapter
 
 WRONG = 1e-2
 ROWS = draw(60, [(20, 2, 5), (7, 2, 5)])
@@ -49,8 +49,8 @@ def test_a_gist_at_other_positions(shift: int) -> None:
 
 def test_a_shift_of_everything_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rotary attention sees only differences; that is why gists may sit at 0 .. k-1."""
-    counted = causal.count_positions
-    monkeypatch.setattr(causal, "count_positions", lambda padding: counted(padding) + 7)
+    counted = decoder.count_positions
+    monkeypatch.setattr(decoder, "count_positions", lambda padding: counted(padding) + 7)
     shifted = read(adapter("llama"), ROWS, gists_at(7))
     monkeypatch.undo()
     assert gap(shifted, masked(adapter("llama"), ROWS)) < TOLERANCE
@@ -72,7 +72,7 @@ def test_every_tensor_of_a_gist_matters(family: str) -> None:
         assert gap(read(adapter(family), ROWS, broken), expected) > WRONG, name
 
 
-@pytest.mark.parametrize(("family", "home"), [("llama", causal), ("t5", encoder_decoder)])
+@pytest.mark.parametrize(("family", "home"), [("llama", decoder), ("t5", encoder_decoder)])
 def test_one_column_of_the_instruction_leaks(
     family: str, home: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

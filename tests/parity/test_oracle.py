@@ -1,6 +1,6 @@
 """The masked full pass itself, against masks written cell by cell and eager attention.
 
-Independent of `gisting.masks` and of the adapters: rows are computed one at a time, without
+Independent of `gistkit.masks` and of the adapters: rows are computed one at a time, without
 padding, from a 4-D additive mask that two loops fill.
 """
 
@@ -11,8 +11,8 @@ import torch
 from paths import GIST, TOLERANCE, Row, adapter, draw, from_gist, gap, masked, read
 from torch import Tensor
 
-from gisting.models.families import adapter_for
-from gisting.testing import tiny_model
+from gistkit.models.families import adapter_for
+from gistkit.testing import tiny_model
 
 SHAPES = [(9, 2, 5), (30, 5, 12), (1, 1, 1), (17, 10, 3)]
 CONDITIONS = ["gist", "pos_control", "neg_control"]

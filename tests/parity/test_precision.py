@@ -15,8 +15,8 @@ import torch
 from paths import FAMILY_NAMES, draw, from_gist, masked
 from torch import Tensor
 
-from gisting.models.families import adapter_for
-from gisting.testing import tiny_model
+from gistkit.models.families import adapter_for
+from gistkit.testing import tiny_model
 
 ROUNDINGS = 24
 SHAPES = [(100, 2, 20), (7, 5, 40), (33, 1, 3)]

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from paths import TOLERANCE, compress, draw, from_gist, gap, generate, masked, stepwise
 
-from gisting.errors import PromptError, UnsupportedModelError
-from gisting.models.base import Adapter
-from gisting.models.families import adapter_class, adapter_for
-from gisting.testing import tiny_gist_model, tiny_model
+from gistkit.errors import PromptError, UnsupportedModelError
+from gistkit.models.base import Adapter
+from gistkit.models.families import adapter_class, adapter_for
+from gistkit.testing import tiny_gist_model, tiny_model
 
 ORIGINAL = 64
 THETA = {"rope_theta": 10000.0}

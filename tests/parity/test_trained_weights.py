@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gisting import GistModel
+from gistkit import GistModel
 
 INSTRUCTIONS = [
     "Once upon a time, there was a little girl named Lily.",

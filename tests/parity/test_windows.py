@@ -23,11 +23,11 @@ from paths import (
     stepwise,
 )
 
-from gisting.errors import OptionError, PromptError
-from gisting.gist import Gist
-from gisting.models.base import Adapter
-from gisting.models.families import adapter_for
-from gisting.testing import tiny_model
+from gistkit.errors import OptionError, PromptError
+from gistkit.gist import Gist
+from gistkit.models.base import Adapter
+from gistkit.models.families import adapter_for
+from gistkit.testing import tiny_model
 
 WINDOW = 16
 ALTERNATING: dict[str, Any] = {"use_sliding_window": True, "max_window_layers": 1}

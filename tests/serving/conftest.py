@@ -7,8 +7,8 @@ import pytest
 from fake_engine import FakeEngine
 from http_running import Running, running
 
-from gisting.store import GistStore
-from gisting.testing import tiny_gist_model
+from gistkit.store import GistStore
+from gistkit.testing import tiny_gist_model
 
 
 @pytest.fixture

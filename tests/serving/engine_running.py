@@ -5,20 +5,23 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from gisting.model import GistModel
-from gisting.serving.embedded import Embedded
-from gisting.serving.engine import Delta, Prompt, Sampling
-from gisting.store import GistStore
+from gistkit.model import GistModel
+from gistkit.serving.engine import Delta, Prompt, Sampling
+from gistkit.serving.transformers_engine import TransformersEngine
+from gistkit.store import GistStore
 
 
 def serving(
-    folder: Path, model: GistModel, work: Callable[[Embedded], Awaitable[None]], **options: Any
+    folder: Path,
+    model: GistModel,
+    work: Callable[[TransformersEngine], Awaitable[None]],
+    **options: Any,
 ) -> None:
     """Run `work` on an engine of its own."""
 
     async def run() -> None:
         with GistStore(folder / "gists") as store:
-            engine = Embedded(model, store, **options)
+            engine = TransformersEngine(model, store, **options)
             await engine.start()
             try:
                 await asyncio.wait_for(work(engine), 120)
@@ -28,7 +31,9 @@ def serving(
     asyncio.run(run())
 
 
-async def deltas(engine: Embedded, text: str, sampling: Sampling, **more: Any) -> list[Delta]:
+async def deltas(
+    engine: TransformersEngine, text: str, sampling: Sampling, **more: Any
+) -> list[Delta]:
     """All there is to say to one input."""
     gist = more.pop("gist", None)
     return [d async for d in engine.answer(Prompt("", text), gist, sampling, **more)]

@@ -8,13 +8,13 @@ CRASH   a mistake of ours            BREAK-LOUD  the same with a message that qu
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from gisting.errors import BusyError, PromptError, UnavailableError
-from gisting.fidelity import PARTS, Fidelity, with_fidelity
-from gisting.gist import Gist
-from gisting.model import GistModel
-from gisting.prompts import check_text
-from gisting.serving.engine import Delta, Engine, Prompt, Sampling, Size, TokenLogprob
-from gisting.store import GistKey, GistStore
+from gistkit.errors import BusyError, PromptError, UnavailableError
+from gistkit.fidelity import PARTS, Fidelity, with_fidelity
+from gistkit.gist import Gist
+from gistkit.model import GistModel
+from gistkit.prompts import check_text
+from gistkit.serving.engine import Delta, Engine, Prompt, Sampling, Size, TokenLogprob
+from gistkit.store import GistKey, GistStore
 
 
 class FakeEngine(Engine):

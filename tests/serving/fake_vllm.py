@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from gisting.errors import GistingError
-from gisting.gist import Gist, Provenance
-from gisting.integrations.asked import Load, Save, Served, read
-from gisting.integrations.start import connector_config
-from gisting.model import GistModel
-from gisting.serving.vllm.identity import Identity
-from gisting.store import GistStore
+from gistkit.errors import GistkitError
+from gistkit.gist import Gist, Provenance
+from gistkit.integrations.asked import Load, Save, Served, read
+from gistkit.integrations.start import connector_config
+from gistkit.model import GistModel
+from gistkit.serving.vllm.identity import Identity
+from gistkit.store import GistStore
 
 LENGTH = 400  # tokens: less than the model could place
 
@@ -203,7 +203,7 @@ class FakeVllm:
     async def _choices(self, body: dict[str, Any], *, foreign: bool) -> AsyncIterator[Any]:
         try:
             tokens = await asyncio.to_thread(self._tokens, body, foreign)
-        except GistingError:
+        except GistkitError:
             yield _error(500, "Internal server error")
             return
         step = body.get("stream_interval", 1)

@@ -12,9 +12,9 @@ import httpx
 import openai
 import pytest
 
-from gisting.serving.app import make_app
-from gisting.serving.run import Server, listen
-from gisting.serving.service import Service
+from gistkit.serving.app import make_app
+from gistkit.serving.run import Server, listen
+from gistkit.serving.service import Service
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`gisting serve` as a process of its own."""
+"""`gistkit serve` as a process of its own."""
 
 import json
 import os
@@ -56,7 +56,7 @@ class Process:
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "gisting", "serve", *map(str, arguments)]
+    return [sys.executable, "-m", "gistkit", "serve", *map(str, arguments)]
 
 
 @contextmanager
@@ -82,5 +82,5 @@ def refused(*arguments: object) -> str:
     words: Sequence[str] = command(*arguments)
     ended = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("gisting: error: ") and ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith("gistkit: error: ") and ended.stderr.count("\n") == 1
     return ended.stderr

@@ -4,10 +4,10 @@ from multiprocessing.connection import Connection
 
 from fake_engine import FakeEngine
 
-from gisting.serving.app import make_app
-from gisting.serving.run import Server, listen
-from gisting.store import GistStore
-from gisting.testing import tiny_gist_model
+from gistkit.serving.app import make_app
+from gistkit.serving.run import Server, listen
+from gistkit.store import GistStore
+from gistkit.testing import tiny_gist_model
 
 
 def serve_until_killed(root: str, told: Connection) -> None:

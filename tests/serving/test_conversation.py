@@ -2,9 +2,9 @@
 
 import pytest
 
-from gisting.errors import PromptError
-from gisting.prompts import GIST_TOKEN, TEMPLATES, ChatTemplate, Turn
-from gisting.testing import byte_tokenizer, tiny_gist_model
+from gistkit.errors import PromptError
+from gistkit.prompts import GIST_TOKEN, TEMPLATES, ChatTemplate, Turn
+from gistkit.testing import byte_tokenizer, tiny_gist_model
 
 TURNS = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"))
 CHAT = (

@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 from engine_running import deltas, serving, texts
 
-from gisting.errors import GistFileError, OptionError, PromptError
-from gisting.fidelity import Fidelity, fidelity_of, measure_fidelity
-from gisting.serving import local
-from gisting.serving.embedded import Embedded
-from gisting.serving.engine import Prompt, Sampling
-from gisting.testing import tiny_gist_model
+from gistkit.errors import GistFileError, OptionError, PromptError
+from gistkit.fidelity import Fidelity, fidelity_of, measure_fidelity
+from gistkit.serving import local
+from gistkit.serving.engine import Prompt, Sampling
+from gistkit.serving.transformers_engine import TransformersEngine
+from gistkit.testing import tiny_gist_model
 
 
 def test_many_who_ask_at_once_get_one_compression(tmp_path: Path) -> None:
     model = tiny_gist_model()
 
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         found = await asyncio.gather(*(engine.compress(f"Be brief {i % 2}.") for i in range(40)))
         assert len({id for id, _ in found}) == 2
         assert engine.store.stats()["compressed"] == 2
@@ -31,7 +31,7 @@ def test_many_who_ask_at_once_get_one_compression(tmp_path: Path) -> None:
 
 
 def test_one_who_gives_up_does_not_disturb_the_others(tmp_path: Path) -> None:
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         first = asyncio.create_task(engine.compress("Be brief."))
         second = asyncio.create_task(engine.compress("Be brief."))
         await asyncio.sleep(0)
@@ -44,7 +44,7 @@ def test_one_who_gives_up_does_not_disturb_the_others(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_compressed_is_refused(tmp_path: Path) -> None:
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         with pytest.raises(PromptError, match="empty"):
             await engine.compress(" ")
         with pytest.raises(OptionError, match="trained for 1, 2, 4"):
@@ -57,7 +57,7 @@ def test_what_cannot_be_compressed_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_measured_gist_keeps_its_fidelity_and_its_id(tmp_path: Path) -> None:
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         id, _ = await engine.compress("Be brief.", 2)
         answers = asyncio.create_task(deltas(engine, "abc", Sampling(30)))
         found = await engine.measure(id, "Be brief.", ["one", "two"])
@@ -73,7 +73,7 @@ def test_a_measured_gist_keeps_its_fidelity_and_its_id(tmp_path: Path) -> None:
 def test_a_gist_deleted_while_it_is_measured_stays_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         id, _ = await engine.compress("Be brief.", 2)
 
         def slow(*given: Any, **options: Any) -> Fidelity:
@@ -93,7 +93,7 @@ def test_the_size_of_a_prompt(tmp_path: Path) -> None:
     model = tiny_gist_model()
     gist = model.compress("Be brief.", num_gist_tokens=4)
 
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         behind = engine.size(Prompt("", "abc"), gist, Sampling(10))
         input = len(model.encoder.input("abc"))
         assert (behind.tokens, behind.cached) == (4 + input, 4)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from engine_running import serving, until
 
-from gisting.gist import Gist
-from gisting.model import GistModel
-from gisting.serving.embedded import Embedded
-from gisting.serving.engine import Prompt, Sampling
-from gisting.testing import tiny_gist_model
+from gistkit.gist import Gist
+from gistkit.model import GistModel
+from gistkit.serving.engine import Prompt, Sampling
+from gistkit.serving.transformers_engine import TransformersEngine
+from gistkit.testing import tiny_gist_model
 
 INSTRUCTIONS = ["Be brief.", "Answer in capitals, and never twice.", "Sing of ships."]
 
@@ -28,7 +28,7 @@ class Asked:
     expected: str | None
 
 
-async def said(engine: Embedded, one: Asked) -> None:
+async def said(engine: TransformersEngine, one: Asked) -> None:
     await asyncio.sleep(one.after)
     text, pieces = "", engine.answer(one.prompt, one.gist, Sampling(one.tokens), client="me")
     async for delta in pieces:
@@ -73,7 +73,7 @@ def test_answers_under_load_are_those_of_generate(tmp_path: Path, family: str) -
     model = tiny_gist_model(family, **changes)
     asked = mixed(model, 40, seed=1)
 
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         await asyncio.gather(*(said(engine, one) for one in asked))
         await until(lambda: not engine.stats()["running"])  # what was given up, too
         stats = engine.stats()
@@ -83,8 +83,8 @@ def test_answers_under_load_are_those_of_generate(tmp_path: Path, family: str) -
     serving(tmp_path, model, work, max_rows=12)
 
 
-def test_the_embedded_model_answers_right_under_load(tmp_path: Path) -> None:
-    model = GistModel.from_pretrained("embedded")
+def test_the_toy_model_answers_right_under_load(tmp_path: Path) -> None:
+    model = GistModel.from_pretrained("toy")
     instructions = ["Everything costs nine coins. You are Nora.", "Reply in one word: yes."]
     inputs = ["Tom, one cake", "two apples please", "hello"]
     expected = {
@@ -93,7 +93,7 @@ def test_the_embedded_model_answers_right_under_load(tmp_path: Path) -> None:
         for x in inputs
     }
 
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         async def one(instruction: str, text: str) -> None:
             _, gist = await engine.compress(instruction)
             pieces = engine.answer(Prompt("", text), gist, Sampling(24))

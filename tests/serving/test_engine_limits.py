@@ -10,16 +10,16 @@ import pytest
 import torch
 from engine_running import deltas, serving, texts, until
 
-from gisting.errors import BusyError, GistMismatchError, PromptError, UnavailableError
-from gisting.serving.batch import Batch
-from gisting.serving.embedded import Embedded
-from gisting.serving.engine import Delta, Prompt, Sampling
-from gisting.testing import tiny_gist_model
+from gistkit.errors import BusyError, GistMismatchError, PromptError, UnavailableError
+from gistkit.serving.batch import Batch
+from gistkit.serving.engine import Delta, Prompt, Sampling
+from gistkit.serving.transformers_engine import TransformersEngine
+from gistkit.testing import tiny_gist_model
 
 LONG = Sampling(400)
 
 
-async def begun(engine: Embedded, text: str = "abc", **more: Any) -> AsyncIterator[Delta]:
+async def begun(engine: TransformersEngine, text: str = "abc", **more: Any) -> AsyncIterator[Delta]:
     """A long answer, of which the first piece has come."""
     pieces = engine.answer(Prompt("", text), None, LONG, **more)
     await anext(pieces)
@@ -32,7 +32,7 @@ async def close(*all_pieces: Any) -> None:
 
 
 def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         running = await begun(engine)
         waiting = [asyncio.create_task(deltas(engine, "x", Sampling(3))) for _ in range(2)]
         await until(lambda: engine.stats()["waiting"] == 2)
@@ -47,7 +47,7 @@ def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
 
 
 def test_leaving_early_frees_the_rows(tmp_path: Path) -> None:
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         running = await begun(engine)
         waiting = asyncio.create_task(deltas(engine, "x", LONG))
         await until(lambda: engine.stats()["waiting"] == 1)
@@ -63,7 +63,7 @@ def test_leaving_early_frees_the_rows(tmp_path: Path) -> None:
 def test_clients_take_turns(tmp_path: Path) -> None:
     order: list[str] = []
 
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         running = await begun(engine, client="greedy")
 
         async def one(client: str) -> None:
@@ -83,7 +83,7 @@ def test_memory_is_reserved_for_whole_answers(tmp_path: Path) -> None:
     model = tiny_gist_model()
     limit = 300 * model.adapter.kv_bytes_per_token
 
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         asked = [(("x" * (7 * i % 60)), Sampling(20 + 13 * i % 70)) for i in range(30)]
         tasks = [asyncio.create_task(deltas(engine, x, how)) for x, how in asked]
         most, together = 0.0, 0.0
@@ -101,7 +101,7 @@ def test_memory_is_reserved_for_whole_answers(tmp_path: Path) -> None:
 def test_what_can_never_be_answered_is_refused_with_advice(tmp_path: Path) -> None:
     model = tiny_gist_model()
 
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         with pytest.raises(PromptError, match=r"lower max_tokens or n"):
             await deltas(engine, "x", Sampling(80, n=4))
         with pytest.raises(PromptError, match="more than the 512 allowed here"):
@@ -116,7 +116,7 @@ def test_what_can_never_be_answered_is_refused_with_advice(tmp_path: Path) -> No
 
 
 def test_stopping_ends_what_runs_and_what_waits(tmp_path: Path) -> None:
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         running = await begun(engine)
         waiting = asyncio.create_task(deltas(engine, "x", LONG))
         await until(lambda: engine.stats()["waiting"] == 1)
@@ -147,7 +147,7 @@ def test_a_step_that_fails_ends_its_requests_and_no_others(
     model = tiny_gist_model()
     expected = model.generate("abc", max_new_tokens=400)
 
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         pieces = await begun(engine)
 
         def fail(*_: Any, **__: Any) -> None:
@@ -169,7 +169,7 @@ def test_a_step_that_fails_ends_its_requests_and_no_others(
 
 
 def test_the_event_loop_stays_free(tmp_path: Path) -> None:
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         tasks = [asyncio.create_task(deltas(engine, "x" * i, Sampling(60))) for i in range(20)]
         turns = 0
         while not all(task.done() for task in tasks):
@@ -184,7 +184,7 @@ def test_the_event_loop_stays_free(tmp_path: Path) -> None:
 def test_no_more_tokens_than_were_allowed(tmp_path: Path, family: str) -> None:
     """Also where the model itself has no last position: a pass's mask grows by the square."""
 
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         assert engine.max_length == 64
         with pytest.raises(PromptError, match="more than the 64 allowed here; shorten the instr"):
             await engine.compress("x" * 64)
@@ -196,7 +196,7 @@ def test_no_more_tokens_than_were_allowed(tmp_path: Path, family: str) -> None:
 
 
 def test_prompts_that_were_refused_are_not_kept(tmp_path: Path) -> None:
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         tracemalloc.start()
         try:
             for number in range(30):
@@ -211,7 +211,7 @@ def test_prompts_that_were_refused_are_not_kept(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_ended_says_so(tmp_path: Path) -> None:
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         assert engine.works
         await engine.stop()
         assert not engine.works

@@ -7,17 +7,17 @@ import pytest
 import torch
 from engine_running import deltas, serving, texts
 
-from gisting.errors import OptionError
-from gisting.serving.embedded import Embedded
-from gisting.serving.engine import Sampling
-from gisting.testing import tiny_gist_model
+from gistkit.errors import OptionError
+from gistkit.serving.engine import Sampling
+from gistkit.serving.transformers_engine import TransformersEngine
+from gistkit.testing import tiny_gist_model
 
 
 def test_the_same_seed_gives_the_same_answer_whatever_else_is_in_the_batch(tmp_path: Path) -> None:
     model = tiny_gist_model()
     warm = Sampling(24, temperature=1.0, top_p=0.9, seed=7)
 
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         alone = texts(await deltas(engine, "a", warm))
         others = [deltas(engine, "x" * i, Sampling(20, temperature=1.0)) for i in range(9)]
         among, other, *_ = await asyncio.gather(
@@ -37,7 +37,7 @@ def test_n_answers_are_those_of_n_rows(tmp_path: Path, family: str) -> None:
     gist = model.compress("Be brief.")
     expected = model.generate("abc", gist, max_new_tokens=12)[0]
 
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         greedy = await deltas(engine, "abc", Sampling(12, n=3), gist=gist)
         assert texts(greedy) == [expected] * 3
         warm = Sampling(12, temperature=1.0, seed=3, n=4)
@@ -53,7 +53,7 @@ def test_almost_no_probability_or_warmth_is_greedy(tmp_path: Path) -> None:
     model = tiny_gist_model()
     expected = model.generate("abc", max_new_tokens=12)
 
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         for how in ({"top_p": 1e-6, "temperature": 1.0}, {"temperature": 1e-30}):
             assert texts(await deltas(engine, "abc", Sampling(12, **how))) == expected
 
@@ -66,7 +66,7 @@ def test_a_stop_string_ends_an_answer_and_is_not_part_of_it(tmp_path: Path) -> N
     stop = whole[10:13]
     expected = model.generate("abc", max_new_tokens=40, stop_strings=[stop, "never"])[0]
 
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         found = await deltas(engine, "abc", Sampling(40, stop=(stop, "never")))
         assert texts(found) == [expected]
         assert [d.finish for d in found] == [None] * (len(found) - 1) + ["stop"]
@@ -86,7 +86,7 @@ def test_an_end_token_stops_and_counts(tmp_path: Path) -> None:
     model.hf_model.generation_config.eos_token_id = [2, end]
     expected = model.generate("abc", max_new_tokens=20)[0]
 
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         found = await deltas(engine, "abc", Sampling(20, logprobs=0))
         first = whole.index(whole[7])
         assert texts(found) == [expected[:first].strip()]
@@ -101,7 +101,7 @@ def test_logprobs_are_those_of_the_model_at_temperature_one(tmp_path: Path) -> N
     model = tiny_gist_model()
     gist = model.compress("Be brief.")
 
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         found, _ = await asyncio.gather(
             deltas(engine, "abc", Sampling(6, temperature=0.1, seed=1, logprobs=2), gist=gist),
             deltas(engine, "abcdef", Sampling(6, logprobs=5)),
@@ -129,7 +129,7 @@ def test_logprobs_are_those_of_the_model_at_temperature_one(tmp_path: Path) -> N
     [Sampling(0), Sampling(1, n=0), Sampling(1, temperature=-1.0), Sampling(1, top_p=0.0)],
 )
 def test_a_sampling_that_means_nothing_is_refused(tmp_path: Path, sampling: Sampling) -> None:
-    async def work(engine: Embedded) -> None:
+    async def work(engine: TransformersEngine) -> None:
         with pytest.raises(OptionError):
             await deltas(engine, "abc", sampling)
 

@@ -8,12 +8,12 @@ from tokenizers import Tokenizer, decoders
 from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
-from gisting.model import GistModel
-from gisting.serving import requests
-from gisting.serving.engine import Delta, Sampling
-from gisting.serving.requests import Answer, Request
-from gisting.serving.sse import event
-from gisting.testing import EOS, byte_tokenizer
+from gistkit.model import GistModel
+from gistkit.serving import requests
+from gistkit.serving.engine import Delta, Sampling
+from gistkit.serving.requests import Answer, Request
+from gistkit.serving.sse import event
+from gistkit.testing import EOS, byte_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -85,12 +85,12 @@ def test_what_comes_too_soon_after_a_piece_waits_for_the_next(
     assert last is not None and (last.text, last.tokens, last.finish) == ("h", 2, "stop")
 
 
-@pytest.mark.parametrize("kind", ["bytes", "words", "embedded"])
+@pytest.mark.parametrize("kind", ["bytes", "words", "toy"])
 def test_pieces_of_any_tokens_are_the_text_of_all(kind: str) -> None:
     tokenizer = {
         "bytes": byte_tokenizer,
         "words": of_words,
-        "embedded": lambda: GistModel.from_pretrained("embedded").tokenizer,
+        "toy": lambda: GistModel.from_pretrained("toy").tokenizer,
     }[kind]()
     chance = random.Random(kind)
     for _ in range(100):

@@ -25,9 +25,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from gisting.serving.embedded import Embedded
-from gisting.store import GistStore
-from gisting.testing import tiny_gist_model
+from gistkit.serving.transformers_engine import TransformersEngine
+from gistkit.store import GistStore
+from gistkit.testing import tiny_gist_model
 
 CHECKS: list[Any] = [
     not_a_server_error,
@@ -121,7 +121,7 @@ class Fuzz:
 def real(tmp_path: Path) -> Iterator[Running]:
     with (
         GistStore(tmp_path / "real") as store,
-        running(Embedded(tiny_gist_model(), store, name="tiny", max_length=128)) as found,
+        running(TransformersEngine(tiny_gist_model(), store, name="tiny", max_length=128)) as found,
     ):
         yield found
 

@@ -8,7 +8,7 @@ import pytest
 from fake_engine import FakeEngine
 from http_running import Running, running
 
-from gisting.serving.limits import Settings
+from gistkit.serving.limits import Settings
 
 SYSTEM = {"role": "system", "content": "Answer in one word."}
 USER = {"role": "user", "content": "one two three"}

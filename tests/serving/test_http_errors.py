@@ -9,9 +9,9 @@ import pytest
 from fake_engine import FakeEngine
 from http_running import Running, running
 
-from gisting.errors import SaveError
-from gisting.serving import door
-from gisting.serving.limits import Settings
+from gistkit.errors import SaveError
+from gistkit.serving import door
+from gistkit.serving.limits import Settings
 
 USER = {"role": "user", "content": "one two three"}
 

@@ -8,10 +8,10 @@ import torch
 from fake_engine import FakeEngine
 from http_running import Running, running
 
-from gisting.gist import Gist
-from gisting.serving import door
-from gisting.store import GistStore
-from gisting.testing import tiny_gist_model
+from gistkit.gist import Gist
+from gistkit.serving import door
+from gistkit.store import GistStore
+from gistkit.testing import tiny_gist_model
 
 BINARY = {"Content-Type": "application/octet-stream"}
 
@@ -104,12 +104,12 @@ def test_a_store_that_went_away_and_came_back(server: Running, fake: FakeEngine)
     assert http.post("/v1/gists", json={"instruction": "Be short."}).status_code == 507
     response = http.get("/v1/gists")
     assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
-    assert "gisting_engine{" in (numbers := http.get("/metrics").text)
-    assert "gisting_store{" not in numbers
+    assert "gistkit_engine{" in (numbers := http.get("/metrics").text)
+    assert "gistkit_store{" not in numbers
     away.rename(root)
     kept = create(server, "Be short.")
     assert {one["id"] for one in http.get("/v1/gists").json()["data"]} == {made["id"], kept["id"]}
-    assert "gisting_store{" in http.get("/metrics").text
+    assert "gistkit_store{" in http.get("/metrics").text
 
 
 def test_the_last_used_first_and_no_more_than_asked(server: Running) -> None:
@@ -136,7 +136,7 @@ def test_a_gist_moves_to_another_server(server: Running, tmp_path: Path) -> None
     assert response.headers["content-disposition"].endswith(f'"{id[:12]}.safetensors"')
     path = tmp_path / "gist.safetensors"
     path.write_bytes(response.content)
-    gist = Gist.load(path)  # as `gisting compress --gist` does
+    gist = Gist.load(path)  # as `gistkit compress --gist` does
     with (
         GistStore(tmp_path / "other") as store,
         running(FakeEngine(tiny_gist_model(), store)) as other,

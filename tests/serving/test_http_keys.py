@@ -11,8 +11,8 @@ import pytest
 from fake_engine import FakeEngine
 from http_running import Running, running, spoken, wait_for
 
-from gisting.errors import DataError, OptionError
-from gisting.serving.keys import SCOPES, Keys, new_key, scope_of
+from gistkit.errors import DataError, OptionError
+from gistkit.serving.keys import SCOPES, Keys, new_key, scope_of
 
 OPEN = {"/health/live", "/health/ready"}
 BODIES = {
@@ -122,7 +122,7 @@ def test_a_keys_name_is_its_place_in_the_queue(locked: Running, tokens: dict[str
 def test_keys_are_in_no_log_and_no_answer(
     locked: Running, tokens: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "gisting")
+    caplog.set_level(logging.DEBUG, "gistkit")
     answers = [
         locked.http(key).post("/v1/chat/completions", json=BODIES["/v1/chat/completions"]).text
         for key in (*tokens.values(), "a-wrong-key")
@@ -152,7 +152,7 @@ def test_every_key_is_compared_to_its_end(
 ) -> None:
     compared: list[tuple[str, str]] = []
     monkeypatch.setattr(
-        "gisting.serving.keys.hmac.compare_digest",
+        "gistkit.serving.keys.hmac.compare_digest",
         lambda a, b: compared.append((a, b)) or a == b,  # type: ignore[func-returns-value]
     )
     keys = Keys.read(file)
@@ -207,5 +207,5 @@ def test_a_file_of_keys_that_is_none(file: Path, content: str, message: str) -> 
 
 
 def test_no_file_of_keys(file: Path) -> None:
-    with pytest.raises(DataError, match=r"no key file at .*; gisting serve --new-key makes one"):
+    with pytest.raises(DataError, match=r"no key file at .*; gistkit serve --new-key makes one"):
         Keys.read(file)

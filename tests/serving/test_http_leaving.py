@@ -11,8 +11,8 @@ import pytest
 from fake_engine import FakeEngine
 from http_running import Running, running, wait_for
 
-from gisting.serving import sse
-from gisting.serving.limits import Settings
+from gistkit.serving import sse
+from gistkit.serving.limits import Settings
 
 SLOW = {"model": "tiny", "prompt": "SLOW " * 100, "max_tokens": 100}  # 20 seconds
 
@@ -32,7 +32,7 @@ def test_closing_a_stream_cancels_it(server: Running) -> None:
     stream.close()
     wait_for(lambda: server.engine.closed == 1)
     metrics = server.http().get("/metrics").text
-    assert 'gisting_tokens_total{kind="completion"}' in metrics  # what there was is counted
+    assert 'gistkit_tokens_total{kind="completion"}' in metrics  # what there was is counted
 
 
 def test_a_client_cancelled_half_way(server: Running) -> None:

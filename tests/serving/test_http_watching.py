@@ -13,10 +13,10 @@ from fake_engine import FakeEngine
 from http_running import Running, running, spoken, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 
-from gisting.serving import connection
-from gisting.serving.gate import MOST
-from gisting.serving.limits import Settings
-from gisting.serving.logs import JsonLines, start_logging, tell_of_loop
+from gistkit.serving import connection
+from gistkit.serving.gate import MOST
+from gistkit.serving.limits import Settings
+from gistkit.serving.logs import JsonLines, start_logging, tell_of_loop
 
 SECRET = "the password is 1234"
 BODY = {
@@ -57,7 +57,7 @@ def test_alive_and_ready(server: Running) -> None:
 
 def test_models(server: Running) -> None:
     (model,) = server.client().models.list().data
-    assert (model.id, model.owned_by) == ("tiny", "gisting")
+    assert (model.id, model.owned_by) == ("tiny", "gistkit")
     assert (model.gist_tokens, model.max_length) == ([1, 2, 4], 512)
     assert server.client().models.retrieve("tiny").id == "tiny"
 
@@ -69,27 +69,27 @@ def test_what_is_counted(server: Running) -> None:
     http.post("/v1/chat/completions", json={**BODY, "gist": "off", "stream": True})
     http.get("/v1/gists/" + "0" * 64)
     http.get("/nothing/here")
-    wait_for(lambda: ("gisting_requests_total", "other", "404") in metrics(server))
+    wait_for(lambda: ("gistkit_requests_total", "other", "404") in metrics(server))
     found = metrics(server)
-    assert found["gisting_requests_total", "/v1/chat/completions", "200"] == 3
-    assert found["gisting_requests_total", "/v1/gists/{id}", "404"] == 1
-    assert found["gisting_requests_total", "other", "404"] == 1
-    assert found["gisting_request_seconds_count", "/v1/chat/completions"] == 3
-    assert found["gisting_time_to_first_token_seconds_count",] == 3
-    assert found["gisting_gists_total", "used"] == 2 and found["gisting_gists_total", "off"] == 1
-    assert found["gisting_tokens_total", "cached"] == 2
-    assert found["gisting_tokens_total", "replaced"] == 2 * (
+    assert found["gistkit_requests_total", "/v1/chat/completions", "200"] == 3
+    assert found["gistkit_requests_total", "/v1/gists/{id}", "404"] == 1
+    assert found["gistkit_requests_total", "other", "404"] == 1
+    assert found["gistkit_request_seconds_count", "/v1/chat/completions"] == 3
+    assert found["gistkit_time_to_first_token_seconds_count",] == 3
+    assert found["gistkit_gists_total", "used"] == 2 and found["gistkit_gists_total", "off"] == 1
+    assert found["gistkit_tokens_total", "cached"] == 2
+    assert found["gistkit_tokens_total", "replaced"] == 2 * (
         len(BODY["messages"][0]["content"]) + 15
     )
-    assert found["gisting_tokens_total", "completion"] == 6 + 6 + 12
-    assert found["gisting_engine", "kv_limit"] == 1000
-    assert found["gisting_store", "compressed"] == 1
+    assert found["gistkit_tokens_total", "completion"] == 6 + 6 + 12
+    assert found["gistkit_engine", "kv_limit"] == 1000
+    assert found["gistkit_store", "compressed"] == 1
 
 
 def test_one_line_for_each_request_and_no_prompts_in_it(
     server: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "gisting")
+    caplog.set_level(logging.DEBUG, "gistkit")
     http = server.http()
     http.post("/v1/chat/completions", json=BODY, headers={"X-Request-Id": "mine-1"})
     http.post("/v1/chat/completions", json={**BODY, "stream": True})
@@ -120,7 +120,7 @@ def test_one_line_for_each_request_and_no_prompts_in_it(
 def test_prompts_are_logged_where_that_was_asked_for(
     fake: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "gisting")
+    caplog.set_level(logging.INFO, "gistkit")
     with running(fake, settings=Settings(log_prompts=True)) as server:
         server.http().post("/v1/chat/completions", json=BODY)
     (line,) = told(caplog)  # the server has ended
@@ -139,7 +139,7 @@ def test_an_id_that_is_not_sane_is_replaced(server: Running, given: str) -> None
 
 def test_logs_are_json_whoever_speaks(capsys: pytest.CaptureFixture[str]) -> None:
     start_logging(log_prompts=False)
-    logging.getLogger("gisting.serving").info("hello", extra={"facts": {"a": 1}})
+    logging.getLogger("gistkit.serving").info("hello", extra={"facts": {"a": 1}})
     logging.getLogger("somebody.else").warning("careful")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -156,7 +156,7 @@ def test_logs_are_json_whoever_speaks(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_the_document_describes_every_route(server: Running) -> None:
     document = server.http().get("/openapi.json").json()
-    assert document["info"]["title"] == "gisting"
+    assert document["info"]["title"] == "gistkit"
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             assert operation["summary"], (method, path)

@@ -15,8 +15,8 @@ import pytest
 import torch
 from served_until_killed import serve_until_killed
 
-from gisting.store import GistKey, GistStore
-from gisting.testing import tiny_gist_model
+from gistkit.store import GistKey, GistStore
+from gistkit.testing import tiny_gist_model
 
 KILLS, CLIENTS, EACH = 40, 4, 6
 
@@ -79,7 +79,7 @@ def test_a_killed_server_loses_nothing_acknowledged(tmp_path: Path) -> None:
     context = mp.get_context("forkserver")
     # what is installed: Python 3.11 looks for the tests' own modules in the wrong place
     context.set_forkserver_preload(
-        ["gisting.serving.app", "gisting.serving.run", "gisting.testing"]
+        ["gistkit.serving.app", "gistkit.serving.run", "gistkit.testing"]
     )
     model, choose = tiny_gist_model(), random.Random(0)
     clients = [Client(number) for number in range(CLIENTS)]

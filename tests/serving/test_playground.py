@@ -7,8 +7,8 @@ import pytest
 from fake_engine import FakeEngine
 from http_running import Running, running
 
-from gisting.serving.keys import Keys, new_key
-from gisting.serving.playground import FOLDER
+from gistkit.serving.keys import Keys, new_key
+from gistkit.serving.playground import FOLDER
 
 FILES = sorted(path.name for path in FOLDER.iterdir())
 

@@ -1,4 +1,4 @@
-"""`gisting serve`, started, asked, and told to leave."""
+"""`gistkit serve`, started, asked, and told to leave."""
 
 import json
 import signal
@@ -22,7 +22,7 @@ def test_it_answers_and_leaves_when_it_is_told(tmp_path: Path) -> None:
     with serving(tmp_path, "--log-prompts") as server:
         assert server.url.startswith("http://127.0.0.1:")
         with server.client() as client:
-            found = client.chat.completions.create(model="embedded", messages=[SHOP, ORDER])
+            found = client.chat.completions.create(model="toy", messages=[SHOP, ORDER])
             assert found.choices[0].message.content == ANSWER
             assert found.gist["status"] == "used"
             assert found.usage.prompt_tokens_details.cached_tokens == found.gist["k"]
@@ -33,10 +33,10 @@ def test_it_answers_and_leaves_when_it_is_told(tmp_path: Path) -> None:
     assert server.events("ended")
     # the next one finds the gist
     with serving(tmp_path) as server, server.client() as client:
-        again = client.chat.completions.create(model="embedded", messages=[SHOP, ORDER])
+        again = client.chat.completions.create(model="toy", messages=[SHOP, ORDER])
         assert again.gist["id"] == found.gist["id"]
         stats = httpx.get(f"{server.url}/metrics").text
-        assert 'gisting_store{what="compressed"} 1.0' in stats  # by both together
+        assert 'gistkit_store{what="compressed"} 1.0' in stats  # by both together
         assert server.leave(signal.SIGINT) == 0
     assert "Nora" not in "".join(server.lines)  # nobody asked for prompts in the log
 
@@ -49,7 +49,7 @@ def test_answers_under_way_end_before_it_leaves(tmp_path: Path) -> None:
         def ask(number: int) -> None:
             with server.client() as client:
                 stream = client.completions.create(
-                    model="embedded", prompt=f"Tom {number}", max_tokens=100, stream=True
+                    model="toy", prompt=f"Tom {number}", max_tokens=100, stream=True
                 )
                 pieces = [next(iter(stream))] if number < 2 else []
                 begun.wait(60)
@@ -130,14 +130,14 @@ def test_a_port_in_use_is_one_line() -> None:
 def test_mistakes_are_one_line(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    from gisting.cli import main
+    from gistkit.cli import main
 
-    monkeypatch.setenv("GISTING_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("GISTKIT_STORE", str(tmp_path / "store"))
     assert main(["serve", *arguments]) == 2
     said = capfd.readouterr()
     assert said.out == ""
     (line,) = said.err.splitlines()
-    assert line.startswith("gisting: error: ") and message in line
+    assert line.startswith("gistkit: error: ") and message in line
 
 
 def test_lines_of_the_log_are_json(tmp_path: Path) -> None:

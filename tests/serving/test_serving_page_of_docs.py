@@ -8,11 +8,11 @@ import pytest
 from fake_engine import FakeEngine
 from http_running import running
 
-from gisting import GistModel
-from gisting.serving.app import make_app
-from gisting.serving.embedded import Embedded
-from gisting.serving.limits import Settings
-from gisting.store import GistStore
+from gistkit import GistModel
+from gistkit.serving.app import make_app
+from gistkit.serving.limits import Settings
+from gistkit.serving.transformers_engine import TransformersEngine
+from gistkit.store import GistStore
 
 K, P = 4, 1000
 
@@ -43,9 +43,9 @@ def test_sizes_follow_from_the_formula(text: str) -> None:
         assert prompts == round(1e9 / (P * token), 1)
 
 
-def test_the_embedded_models_row_is_the_embedded_models(text: str) -> None:
-    model = GistModel.from_pretrained("embedded")
-    (row,) = [row for row in rows(text, "model") if row[0] == "embedded"]
+def test_the_toy_models_row_is_the_toy_models(text: str) -> None:
+    model = GistModel.from_pretrained("toy")
+    (row,) = [row for row in rows(text, "model") if row[0] == "toy"]
     assert number(row[5]) == model.adapter.kv_bytes_per_token
     gist = model.compress("Be kind.", num_gist_tokens=K)
     assert number(row[6]) == sum(tensor.nbytes for tensor in gist.tensors.values())
@@ -54,7 +54,7 @@ def test_the_embedded_models_row_is_the_embedded_models(text: str) -> None:
 
 def test_options_and_routes_exist(text: str, root: Path, fake: FakeEngine) -> None:
     cli = (root / "docs" / "cli.md").read_text(encoding="utf-8")
-    serve = cli[cli.index("## `gisting serve`") :]
+    serve = cli[cli.index("## `gistkit serve`") :]
     for option in set(re.findall(r"(--[a-z][a-z-]+)", text[: text.index("## systemd")])):
         assert option in serve, option
     told = {
@@ -82,10 +82,10 @@ def test_limits_are_those_of_the_code(text: str) -> None:
 
 def test_the_example_answers_as_it_says(text: str, tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    model = GistModel.from_pretrained("embedded")
+    model = GistModel.from_pretrained("toy")
     with (
         GistStore(tmp_path / "store") as store,
-        running(Embedded(model, store, name="embedded")) as server,
+        running(TransformersEngine(model, store, name="toy")) as server,
     ):
         code = code.replace("http://127.0.0.1:8000", server.url)
         names: dict[str, Any] = {}

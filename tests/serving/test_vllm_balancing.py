@@ -11,11 +11,11 @@ from engine_running import texts
 from fake_vllm import FakeVllm
 from vllm_running import ask, engine_on, saved, serving
 
-from gisting.errors import BusyError, UnavailableError
-from gisting.model import GistModel
-from gisting.serving.engine import Prompt, Sampling
-from gisting.serving.vllm.engine import Vllm
-from gisting.store import GistStore
+from gistkit.errors import BusyError, UnavailableError
+from gistkit.model import GistModel
+from gistkit.serving.engine import Prompt, Sampling
+from gistkit.serving.vllm.engine import Vllm
+from gistkit.store import GistStore
 
 Fakes = list[FakeVllm]
 WHOLE = {number for number in range(80) if number % 4 < 2}
@@ -189,9 +189,9 @@ def test_a_server_that_is_not_what_it_should_be_gets_nothing(how: str, tmp_path:
     async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
         fakes[1].kill()
         if how == "other weights":
-            fakes[1].names = [f"gisting-{'0' * 64}-{'0' * 64}"]
+            fakes[1].names = [f"gistkit-{'0' * 64}-{'0' * 64}"]
         elif how == "other words":  # the same weights, and another tokenizer or template
-            fakes[1].names = [f"gisting-{model.fingerprint}-{'0' * 64}"]
+            fakes[1].names = [f"gistkit-{model.fingerprint}-{'0' * 64}"]
         elif how == "no connector":
             fakes[1].fault = "foreign"
         elif how == "another store":

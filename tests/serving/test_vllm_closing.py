@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gisting.serving.vllm import endpoint
-from gisting.serving.vllm.endpoint import Endpoint, client_of
+from gistkit.serving.vllm import client
+from gistkit.serving.vllm.client import Endpoint, client_of
 
 OPEN = Path("/proc/self/fd")
 
@@ -27,7 +27,7 @@ def sockets() -> int:
 def test_idle_connections_are_closed_though_the_request_that_does_it_is_cancelled(
     turns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "IDLE", 0.02)
+    monkeypatch.setattr(client, "IDLE", 0.02)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError):

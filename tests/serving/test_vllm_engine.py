@@ -8,11 +8,11 @@ from engine_running import texts
 from fake_vllm import LENGTH, FakeVllm
 from vllm_running import ask, serving
 
-from gisting.errors import GistFileError, GistMismatchError, OptionError, PromptError
-from gisting.model import GistModel
-from gisting.serving.engine import Prompt, Sampling
-from gisting.serving.vllm.engine import Vllm
-from gisting.testing import tiny_gist_model
+from gistkit.errors import GistFileError, GistMismatchError, OptionError, PromptError
+from gistkit.model import GistModel
+from gistkit.serving.engine import Prompt, Sampling
+from gistkit.serving.vllm.engine import Vllm
+from gistkit.testing import tiny_gist_model
 
 INSTRUCTIONS = ("Be brief.", "Everything costs nine coins. You are Nora.")
 

@@ -17,8 +17,8 @@ from fake_vllm import FakeVllm
 from http_running import Running, running
 from vllm_running import engine_on, saved, servers
 
-from gisting.model import GistModel
-from gisting.store import GistStore
+from gistkit.model import GistModel
+from gistkit.store import GistStore
 
 INSTRUCTION = "Everything costs nine coins. You are Nora."
 SYSTEM = {"role": "system", "content": INSTRUCTION}
@@ -153,9 +153,9 @@ def test_the_command_serves_without_vllm_and_without_weights(
     place = [str(tmp_path / "model"), "--store", str(tmp_path / "store"), "--port", "0"]
     ends = [word for fake in fakes for word in ("--endpoint", fake.url)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "gisting", "serve", *place, *ends],
+        [sys.executable, "-m", "gistkit", "serve", *place, *ends],
         stderr=subprocess.PIPE,
-        env=os.environ | {"GISTING_ENDPOINT_KEY": "open-sesame"},
+        env=os.environ | {"GISTKIT_ENDPOINT_KEY": "open-sesame"},
         text=True,
     )
     assert process.stderr is not None

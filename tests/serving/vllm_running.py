@@ -8,12 +8,12 @@ from typing import Any
 
 from fake_vllm import FakeVllm
 
-from gisting.model import GistModel
-from gisting.serving.engine import Delta, Prompt, Sampling
-from gisting.serving.vllm.engine import Vllm
-from gisting.serving.vllm.hollow import hollow
-from gisting.store import GistStore
-from gisting.testing import tiny_gist_model
+from gistkit.model import GistModel
+from gistkit.serving.engine import Delta, Prompt, Sampling
+from gistkit.serving.vllm.engine import Vllm
+from gistkit.serving.vllm.tokenizer_model import hollow
+from gistkit.store import GistStore
+from gistkit.testing import tiny_gist_model
 
 
 def saved(folder: Path) -> GistModel:

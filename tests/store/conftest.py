@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from store_pairs import Clock, Pair, make_pair
 
-from gisting.store import GistStore
+from gistkit.store import GistStore
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-from gisting.gist import Gist, Provenance, instruction_hash
-from gisting.store import GistKey
+from gistkit.gist import Gist, Provenance, instruction_hash
+from gistkit.store import GistKey
 
 Pair = tuple[GistKey, Gist]
 Make = Callable[..., Pair]

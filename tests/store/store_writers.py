@@ -6,9 +6,9 @@ from contextlib import suppress
 
 import torch
 
-from gisting.errors import GistingError
-from gisting.gist import Gist, Provenance, instruction_hash
-from gisting.store import GistKey, GistStore
+from gistkit.errors import GistkitError
+from gistkit.gist import Gist, Provenance, instruction_hash
+from gistkit.store import GistKey, GistStore
 
 EACH = 6  # numbers of one writer
 
@@ -50,7 +50,7 @@ def write_until_killed(root: str, log: str, first: int, seed: int) -> None:
                 store.remove(key.id)
                 note("done", number, 0)
             elif choose.random() < 0.2:
-                with suppress(GistingError):
+                with suppress(GistkitError):
                     store.pin(key.id, choose.random() < 0.5)
             else:
                 note("begin", number, version)
@@ -74,7 +74,7 @@ def crowd(root: str, seed: int, steps: int, max_bytes: int) -> None:
             elif action < 0.93:
                 store.remove(key.id)
             elif action < 0.97:
-                with suppress(GistingError):  # gone, or the quota is full of pins
+                with suppress(GistkitError):  # gone, or the quota is full of pins
                     store.pin(key.id, choose.random() < 0.2)
             elif action < 0.98:
                 store.gc()

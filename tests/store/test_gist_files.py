@@ -11,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gisting.errors import GistFileError
-from gisting.gist import Gist, Provenance
-from gisting.gistfile import MAX_HEADER, GistFile, map_bytes
+from gistkit.errors import GistFileError
+from gistkit.gist import Gist, Provenance
+from gistkit.gistfile import MAX_HEADER, GistFile, map_bytes
 
 
 def gist_of(*, size: int, dtype: torch.dtype = torch.float32, layers: int = 1) -> Gist:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gisting import GistModel
-from gisting.errors import OptionError, PromptError
-from gisting.store import GistKey
-from gisting.store.key import adapter_fingerprint, tokenizer_fingerprint
-from gisting.testing import byte_tokenizer, tiny_gist_model, tiny_model
+from gistkit import GistModel
+from gistkit.errors import OptionError, PromptError
+from gistkit.store import GistKey
+from gistkit.store.key import adapter_fingerprint, tokenizer_fingerprint
+from gistkit.testing import byte_tokenizer, tiny_gist_model, tiny_model
 
 
 def test_what_a_key_holds() -> None:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from store_pairs import Clock, Make, same
 
-from gisting.errors import GistFileError, GistMismatchError, OptionError
-from gisting.gist import Gist, Provenance
-from gisting.store import Entry, GistStore
-from gisting.store import store as store_module
+from gistkit.errors import GistFileError, GistMismatchError, OptionError
+from gistkit.gist import Gist, Provenance
+from gistkit.store import Entry, GistStore
+from gistkit.store import store as store_module
 
 
 def test_what_is_held_in_memory_is_what_the_folder_has(
@@ -23,7 +23,7 @@ def test_what_is_held_in_memory_is_what_the_folder_has(
     assert same(store.get(key), gist)
     assert same(store.held(key), gist)
     assert (store.stats()["hits_disk"], store.stats()["hits_memory"]) == (1, 1)
-    monkeypatch.setattr("gisting.store.disk.DELAY", -1.0)
+    monkeypatch.setattr("gistkit.store.disk.DELAY", -1.0)
     assert store.held(key) is None  # uses are to be written down
     monkeypatch.undo()
     with GistStore(tmp_path / "store") as other:
@@ -252,7 +252,7 @@ def test_what_is_not_there(store: GistStore) -> None:
     assert store.find(id) is None
     assert not store.remove(id)
     for action in (store.load, store.pin):
-        with pytest.raises(GistFileError, match=f"no gist {id} in .*see gisting store ls"):
+        with pytest.raises(GistFileError, match=f"no gist {id} in .*see gistkit store ls"):
             action(id)
 
 
@@ -275,15 +275,15 @@ def test_counts_are_kept(tmp_path: Path, pair: Make) -> None:
 
 
 def test_the_default_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("GISTING_STORE", raising=False)
+    monkeypatch.delenv("GISTKIT_STORE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert GistStore.default_place() == str(tmp_path / "gisting/gists")
-    monkeypatch.setenv("GISTING_STORE", "s3://bucket")
+    assert GistStore.default_place() == str(tmp_path / "gistkit/gists")
+    monkeypatch.setenv("GISTKIT_STORE", "s3://bucket")
     assert GistStore.default_place() == "s3://bucket"
 
 
 def test_all_is_the_namespace() -> None:
-    import gisting.store
+    import gistkit.store
 
-    assert set(gisting.store.__all__) == {"Entry", "GistKey", "GistStore"}
+    assert set(gistkit.store.__all__) == {"Entry", "GistKey", "GistStore"}
     assert store_module.GistStore is GistStore

@@ -5,9 +5,9 @@ import threading
 import pytest
 from store_pairs import same
 
-from gisting.gist import Gist
-from gisting.store import GistKey, GistStore
-from gisting.testing import tiny_gist_model
+from gistkit.gist import Gist
+from gistkit.store import GistKey, GistStore
+from gistkit.testing import tiny_gist_model
 
 
 def test_compressed_once_and_kept(store: GistStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from gisting.errors import GistFileError, SaveError
-from gisting.gist import Gist
-from gisting.store import GistKey, GistStore
-from gisting.store import folder as folder_module
-from gisting.store.index import Index
-from gisting.testing import tiny_gist_model
+from gistkit.errors import GistFileError, SaveError
+from gistkit.gist import Gist
+from gistkit.store import GistKey, GistStore
+from gistkit.store import folder as folder_module
+from gistkit.store.index import Index
+from gistkit.testing import tiny_gist_model
 
 Make = Callable[..., tuple[GistKey, Gist]]
 FULL = OSError(28, "No space left on device")
@@ -269,8 +269,8 @@ import sys
 from functools import partial
 sys.path.insert(0, sys.argv[2])
 from store_pairs import holds, make_pair
-from gisting.errors import GistingError
-from gisting.store import GistStore
+from gistkit.errors import GistkitError
+from gistkit.store import GistStore
 
 os.setuid(65534)
 with GistStore(sys.argv[1]) as store:
@@ -281,13 +281,13 @@ with GistStore(sys.argv[1]) as store:
     for action in (put, remove, store.gc):
         try:
             action()
-        except GistingError as error:
+        except GistkitError as error:
             assert "cannot be written" in str(error), error
         else:
             raise AssertionError("it was written")
 try:
     GistStore(sys.argv[1] + "/new/store")
-except GistingError as error:
+except GistkitError as error:
     assert "could not write" in str(error)
 else:
     raise AssertionError("it was made")

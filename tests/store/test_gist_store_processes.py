@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from store_writers import EACH, crowd, same_version, version_of, versioned, write_until_killed
 
-from gisting.store import GistStore
+from gistkit.store import GistStore
 
 KILLS, AT_ONCE = 200, 4
 
@@ -21,7 +21,7 @@ def processes() -> mp.context.ForkServerContext:
     """Children of a process that has imported torch already start in milliseconds."""
     context = mp.get_context("forkserver")
     # what is installed: Python 3.11 looks for the tests' own modules in the wrong place
-    context.set_forkserver_preload(["gisting.store", "gisting.gist"])
+    context.set_forkserver_preload(["gistkit.store", "gistkit.gist"])
     return context
 
 

@@ -9,9 +9,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 from store_pairs import holds
 
-from gisting.errors import GistFileError, MissingExtraError, OptionError, SaveError
-from gisting.gist import Gist
-from gisting.store import GistKey, GistStore
+from gistkit.errors import GistFileError, MissingExtraError, OptionError, SaveError
+from gistkit.gist import Gist
+from gistkit.store import GistKey, GistStore
 
 Make = Callable[..., tuple[GistKey, Gist]]
 Open = Callable[[str], GistStore]

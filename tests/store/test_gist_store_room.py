@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from store_pairs import Clock, Make
 
-from gisting.errors import GistFileError, OptionError, SaveError
-from gisting.store import GistStore
+from gistkit.errors import GistFileError, OptionError, SaveError
+from gistkit.store import GistStore
 
 
 def test_time_passes(store: GistStore, pair: Make, clock: Clock, tmp_path: Path) -> None:

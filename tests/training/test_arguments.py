@@ -1,7 +1,7 @@
 import pytest
 
-from gisting.errors import OptionError
-from gisting.training.arguments import parse_config, parse_gist
+from gistkit.errors import OptionError
+from gistkit.training.arguments import parse_config, parse_gist
 
 
 def test_published_defaults() -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from gisting.errors import OptionError
-from gisting.testing import tiny_gist_model
-from gisting.training.start import set_attention
+from gistkit.errors import OptionError
+from gistkit.testing import tiny_gist_model
+from gistkit.training.start import set_attention
 
 
 def test_the_model_gets_the_attention_asked_for() -> None:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from gisting.errors import ModelNotFoundError, OptionError
-from gisting.models import loading
-from gisting.testing import byte_tokenizer, tiny_model
-from gisting.training.arguments import parse_config
-from gisting.training.start import base_path, start_model
+from gistkit.errors import ModelNotFoundError, OptionError
+from gistkit.models import loading
+from gistkit.testing import byte_tokenizer, tiny_model
+from gistkit.training.arguments import parse_config
+from gistkit.training.start import base_path, start_model
 
 
 def test_a_revision_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

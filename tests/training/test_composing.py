@@ -4,19 +4,19 @@ import re
 
 import pytest
 
-from gisting.cli import main
-from gisting.errors import MissingExtraError
-from gisting.training import composing
-from gisting.training.settings import MAIN, Setting, groups, help_text, read
+from gistkit.cli import main
+from gistkit.errors import MissingExtraError
+from gistkit.training import composing
+from gistkit.training.settings import MAIN, Setting, groups, help_text, read
 
 
 def complaint(capfd: pytest.CaptureFixture[str], command: str) -> str:
-    """The one line that `gisting train command` ends with; asserts that nothing else was said."""
+    """The one line that `gistkit train command` ends with; asserts that nothing else was said."""
     assert main(["train", *command.split(" ")]) == 2
     out, err = capfd.readouterr()
     assert out == ""
     (line,) = err.splitlines()
-    assert line.startswith("gisting: error: ")
+    assert line.startswith("gistkit: error: ")
     return line
 
 
@@ -65,7 +65,7 @@ def test_a_launcher_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(composing.importlib.util, "find_spec", lambda name: None)
     error = composing.explain(ValueError("Could not find 'hydra/launcher/submitit_slurm'"))
     assert isinstance(error, MissingExtraError)
-    assert str(error).endswith("pip install 'gisting[slurm]'")
+    assert str(error).endswith("pip install 'gistkit[slurm]'")
 
 
 def test_the_composed_configuration_is_shown(capfd: pytest.CaptureFixture[str]) -> None:

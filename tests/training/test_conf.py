@@ -10,11 +10,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from gisting.testing import byte_tokenizer, tiny_model
-from gisting.training.arguments import TrainingConfig, parse_config
-from gisting.training.composing import plain, register_defaults
-from gisting.training.settings import CONF, settings
-from gisting.training.start import start_model
+from gistkit.testing import byte_tokenizer, tiny_model
+from gistkit.training.arguments import TrainingConfig, parse_config
+from gistkit.training.composing import plain, register_defaults
+from gistkit.training.settings import CONF, settings
+from gistkit.training.start import start_model
 
 GROUPS = sorted(f"+{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
 MODELS = sorted(path.stem for path in CONF.glob("model/*.yaml"))

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from gisting.errors import DataError, ModelNotFoundError, OptionError, SaveError
-from gisting.evaluation.answers import AnswerOptions
-from gisting.evaluation.splits import SplitEvaluator
-from gisting.model import GistModel
-from gisting.prompts import Example
-from gisting.training.arguments import TrainingConfig, parse_config
-from gisting.training.job import run
-from gisting.training.trainer import Evaluate
+from gistkit.errors import DataError, ModelNotFoundError, OptionError, SaveError
+from gistkit.evaluation.answers import AnswerOptions
+from gistkit.evaluation.splits import SplitEvaluator
+from gistkit.model import GistModel
+from gistkit.prompts import Example
+from gistkit.training.arguments import TrainingConfig, parse_config
+from gistkit.training.job import run
+from gistkit.training.trainer import Evaluate
 
 MODEL = {
     "model_name_or_path": "tiny",

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import raw, refused, save_base, train
 
-from gisting import GistModel
-from gisting.errors import MissingExtraError, ModelNotFoundError, OptionError
-from gisting.models import lora
-from gisting.training.arguments import parse_config
-from gisting.training.lora import LoraArguments, parse_lora
+from gistkit import GistModel
+from gistkit.errors import MissingExtraError, ModelNotFoundError, OptionError
+from gistkit.models import lora
+from gistkit.training.arguments import parse_config
+from gistkit.training.lora import LoraArguments, parse_lora
 
 TEXTS = ["Be kind.", "Answer in one word, please.", "No."]
 INPUTS = ["Who are you?", "Where?", "What is the time?"]
@@ -258,10 +258,10 @@ def test_without_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = save_base(tmp_path / "base")
     config = parse_config(raw(base, tmp_path / "run", lora=True))
     assert config.lora is not None
-    monkeypatch.delitem(sys.modules, "gisting.models.lora")
-    monkeypatch.delattr("gisting.models.lora", raising=False)
+    monkeypatch.delitem(sys.modules, "gistkit.models.lora")
+    monkeypatch.delattr("gistkit.models.lora", raising=False)
     monkeypatch.setitem(sys.modules, "peft", None)
-    from gisting.training.lora import add_adapter
+    from gistkit.training.lora import add_adapter
 
-    with pytest.raises(MissingExtraError, match=r"pip install 'gisting\[lora\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'gistkit\[lora\]'"):
         add_adapter(GistModel.from_base(base), config.lora, config.model)

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from gisting.data.collate import Collator
-from gisting.errors import OptionError
-from gisting.prompts import EncodedExample
-from gisting.testing import tiny_gist_model
-from gisting.training.arguments import parse_config
-from gisting.training.objectives import (
+from gistkit.data.collate import Collator
+from gistkit.errors import OptionError
+from gistkit.prompts import EncodedExample
+from gistkit.testing import tiny_gist_model
+from gistkit.training.arguments import parse_config
+from gistkit.training.objectives import (
     CrossEntropy,
     Distillation,
     Mix,

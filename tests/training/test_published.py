@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from transformers import Seq2SeqTrainingArguments
 
-from gisting.errors import OptionError
-from gisting.training.arguments import parse_config
-from gisting.training.published import IGNORED, LLAMA_DEBUG, RETIRED, UNUSED, translate
+from gistkit.errors import OptionError
+from gistkit.training.arguments import parse_config
+from gistkit.training.published import IGNORED, LLAMA_DEBUG, RETIRED, UNUSED, translate
 
 
 @pytest.mark.parametrize(

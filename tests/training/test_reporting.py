@@ -8,13 +8,13 @@ import pytest
 from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from gisting.errors import MissingExtraError, OptionError, SaveError
-from gisting.training import tracking
-from gisting.training.arguments import TrainingConfig, parse_config
-from gisting.training.display import Display, clock, score_lines
-from gisting.training.jsonl import JsonLines, Reporter, read_lines
-from gisting.training.plot import draw
-from gisting.training.reporting import reporting
+from gistkit.errors import MissingExtraError, OptionError, SaveError
+from gistkit.training import tracking
+from gistkit.training.arguments import TrainingConfig, parse_config
+from gistkit.training.display import Display, clock, score_lines
+from gistkit.training.jsonl import JsonLines, Reporter, read_lines
+from gistkit.training.plot import draw
+from gistkit.training.reporting import reporting
 
 EVAL = {"eval_unseen_loss": 2.0, "eval_unseen_rougeL": 31.5, "eval_seen_rougeL": 40.0}
 
@@ -211,5 +211,5 @@ def test_a_missing_package_is_named(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=rf"pip install 'gisting\[{package}\]'"):
+    with pytest.raises(MissingExtraError, match=rf"pip install 'gistkit\[{package}\]'"):
         tracking.trackers(config(report_to=package), tmp_path)

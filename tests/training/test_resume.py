@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tiny_runs import losses, save_base, train
 from transformers.trainer_callback import TrainerState
 
-from gisting.training import checkpoints
+from gistkit.training import checkpoints
 
 # Three epochs of four steps; checkpoints are within epochs, and between two lines of the log.
 # Three epochs of four steps; checkpoints lie within epochs and between two lines of the log.
@@ -236,7 +236,7 @@ def test_the_command_killed_and_started_again(base: Path, tmp_path: Path) -> Non
             "training.use_cpu": "true",
         }
         words = [f"{key}={value}" for key, value in options.items()]
-        return [sys.executable, "-m", "gisting.train", *words]
+        return [sys.executable, "-m", "gistkit.train", *words]
 
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     folder = tmp_path / "killed"

@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from tiny_runs import losses, raw, refused, run, save_base, train
 from transformers import TrainerCallback
 
-from gisting import GistModel
-from gisting.errors import DataError, MissingExtraError, OptionError, SaveError, TrainingError
-from gisting.training import checkpoints
-from gisting.training.arguments import parse_config
-from gisting.training.safety import explained
+from gistkit import GistModel
+from gistkit.errors import DataError, MissingExtraError, OptionError, SaveError, TrainingError
+from gistkit.training import checkpoints
+from gistkit.training.arguments import parse_config
+from gistkit.training.safety import explained
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +314,7 @@ def test_an_extra_that_is_missing(
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     file = tmp_path / "zero.json"
     file.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
-    with pytest.raises(MissingExtraError, match=r"pip install 'gisting\[deepspeed\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'gistkit\[deepspeed\]'"):
         train(base, tmp_path / "run", deepspeed=str(file))
 
 

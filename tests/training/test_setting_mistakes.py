@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from gisting.cli import main
-from gisting.errors import OptionError
-from gisting.testing import byte_tokenizer, tiny_model
-from gisting.training.arguments import parse_config
-from gisting.training.job import check_best_metric
+from gistkit.cli import main
+from gistkit.errors import OptionError
+from gistkit.testing import byte_tokenizer, tiny_model
+from gistkit.training.arguments import parse_config
+from gistkit.training.job import check_best_metric
 
 SMALL = [
     "+experiment=tiny",

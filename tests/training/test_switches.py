@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import losses, raw, run, save_base, train
 
-from gisting import GistModel
-from gisting.models import lora
-from gisting.prompts import Example
-from gisting.training import checkpoints
-from gisting.training.arguments import TrainingConfig, parse_config
-from gisting.training.trainer import Evaluate
+from gistkit import GistModel
+from gistkit.models import lora
+from gistkit.prompts import Example
+from gistkit.training import checkpoints
+from gistkit.training.arguments import TrainingConfig, parse_config
+from gistkit.training.trainer import Evaluate
 
 
 def slow(*case: Any) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from test_job import config, make_evaluate
 
-from gisting.training.arguments import WandbArguments
-from gisting.training.job import run
+from gistkit.training.arguments import WandbArguments
+from gistkit.training.job import run
 
 NAMES = WandbArguments(tag="mine", group="mine-gist-1tok", name="mine-gist-1tok-run-1")
 EXPECTED = {"train/loss", "train/learning_rate", "eval/unseen_rougeL", "eval/seen_exact_match"}

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from gisting.errors import GistingError
-from gisting.evaluation.answers import AnswerOptions
-from gisting.evaluation.splits import SplitEvaluator
-from gisting.prompts import Example
-from gisting.testing import byte_tokenizer, tiny_model
-from gisting.training import job
-from gisting.training.arguments import TrainingConfig, parse_config
-from gisting.training.trainer import Evaluate
+from gistkit.errors import GistkitError
+from gistkit.evaluation.answers import AnswerOptions
+from gistkit.evaluation.splits import SplitEvaluator
+from gistkit.prompts import Example
+from gistkit.testing import byte_tokenizer, tiny_model
+from gistkit.training import job
+from gistkit.training.arguments import TrainingConfig, parse_config
+from gistkit.training.trainer import Evaluate
 
 ROWS = 32
 
@@ -66,7 +66,7 @@ def run(
     config: TrainingConfig, evaluate: job.MakeEvaluate | None = None, **options: Any
 ) -> dict[str, float]:
     """Without the picture at the end, which takes longer than all the rest."""
-    with patch("gisting.training.reporting.draw"):
+    with patch("gistkit.training.reporting.draw"):
         return job.run(config, evaluate or make_evaluate, **options)
 
 
@@ -74,7 +74,7 @@ def refused(base: Path, folder: Path, **training: Any) -> str:
     """The one line that a run ends with."""
     try:
         train(base, folder, **training)
-    except GistingError as error:
+    except GistkitError as error:
         assert "\n" not in str(error)
         return str(error)
     raise AssertionError("it ran")

@@ -10,10 +10,10 @@ from http_running import Running, running
 from page_steps import Visit, ask, compress, facts, kilobytes
 from playwright.sync_api import Dialog, expect
 
-from gisting import Gist, GistModel
-from gisting.serving.embedded import Embedded
-from gisting.serving.keys import Keys, new_key
-from gisting.store import GistStore
+from gistkit import Gist, GistModel
+from gistkit.serving.keys import Keys, new_key
+from gistkit.serving.transformers_engine import TransformersEngine
+from gistkit.store import GistStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
@@ -22,14 +22,14 @@ INSTRUCTION = "Everything costs nine coins. You are Nora."
 
 @pytest.fixture(scope="module")
 def model() -> GistModel:
-    return GistModel.from_pretrained("embedded")
+    return GistModel.from_pretrained("toy")
 
 
 @pytest.fixture
 def real(model: GistModel, tmp_path: Path) -> Iterator[Running]:
     with (
         GistStore(tmp_path / "store") as store,
-        running(Embedded(model, store, name="embedded")) as found,
+        running(TransformersEngine(model, store, name="toy")) as found,
     ):
         yield found
 

@@ -1,1 +1,0 @@
-"""Benchmarks of serving: `gisting serve` under load (`load`), gists in vLLM (`vllm`)."""

@@ -1,0 +1,139 @@
+"""Exact match on held-out instructions: every condition and k, by family, over seeds.
+
+    python -m experiments.exact_match exp/tiny/tiny-0 exp/tiny/tiny-1 exp/tiny/tiny-2
+
+Quality, not speed: what a gist of k tokens keeps of an instruction nobody trained on, beside the
+full prompt (pos_control), no instruction (neg_control) and the best guess from the input alone.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from gistkit.data import tasks
+from gistkit.evaluation.answers import AnswerOptions, answer
+from gistkit.files import write_text
+from gistkit.metrics import exact_match, exact_match_interval
+from gistkit.model import GistModel
+
+SCHEMA_VERSION = 1
+SEED = 99  # of the held-out examples; training never draws with it
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.exact_match", description=__doc__)
+    parser.add_argument("models", nargs="+", help="folders of gist models, one for each seed")
+    parser.add_argument("--families", default="reply,notice,rewrite")
+    parser.add_argument("--split", default="validation_unseen", choices=tasks.SPLITS)
+    parser.add_argument("--rows", type=int, default=200, help="for each family and difficulty")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    families = options.families.split(",")
+    rows = [
+        {"model": folder, **row}
+        for folder in options.models
+        for row in measure(GistModel.from_pretrained(folder), families, options.split, options.rows)
+    ]
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        "theme": "exact_match",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("gistkit", "torch", "transformers")},
+        "config": {**vars(options), "output": str(options.output), "seed": SEED},
+        "guess": {name: 100 * tasks.guess_accuracy(name) for name in families},
+        "rows": rows,
+    }
+    name = f"exact_match_cpu_{datetime.now(UTC):%Y-%m-%d}"
+    write_text(options.output / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    text = to_markdown(result)
+    write_text(options.output / f"{name}.md", text)
+    print(text)
+
+
+def measure(
+    model: GistModel, families: Sequence[str], split: str, rows: int
+) -> list[dict[str, Any]]:
+    """Exact match in percent, with its Wilson interval, of each condition, k and kind of task."""
+    default = model.config.default_k
+    ks = sorted(model.config.num_gist_tokens)
+    cases = [("pos_control", default), *[("gist", k) for k in ks], ("neg_control", default)]
+    found = []
+    for family in families:
+        for difficulty in tasks.DIFFICULTIES:
+            examples = tasks.generate(family, split, n=rows, seed=SEED, difficulty=difficulty)
+            references = [example.output for example in examples]
+            for condition, k in cases:
+                options = AnswerOptions(
+                    condition, num_gist_tokens=k, batch_size=100, max_new_tokens=48
+                )
+                predictions = answer(model, examples, options)
+                low, high = exact_match_interval(predictions, references)
+                found.append(
+                    {
+                        "family": family,
+                        "difficulty": difficulty,
+                        "condition": condition,
+                        "k": k if condition == "gist" else None,
+                        "exact_match": exact_match(predictions, references),
+                        "low": low,
+                        "high": high,
+                        "rows": rows,
+                    }
+                )
+            print(f"{family}/{difficulty} done", file=sys.stderr, flush=True)
+    return found
+
+
+def to_markdown(result: Mapping[str, Any]) -> str:
+    """The tables: overall by seed, then by family and difficulty, mean over seeds."""
+    rows: list[dict[str, Any]] = result["rows"]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    cases = list(dict.fromkeys((row["condition"], row["k"]) for row in rows))
+    split, number = result["config"]["split"], result["config"]["rows"]
+    lines = [
+        "# Exact match on held-out instructions",
+        "",
+        f"`{split}`, {number} examples for each family and difficulty, greedy, percent. "
+        f"One column a seed. `python -m experiments.exact_match {' '.join(models)}`",
+        "",
+        "| condition | k | " + " | ".join(Path(m).name for m in models) + " | mean ± sd |",
+        "|---|---|" + "---|" * (len(models) + 1),
+    ]
+    for case in cases:
+        means = [_mean(rows, case, model=model) for model in models]
+        spread = f" ± {stdev(means):.1f}" if len(means) > 1 else ""
+        cells = " | ".join(f"{mean:.1f}" for mean in means)
+        lines.append(f"| {case[0]} | {case[1] or ''} | {cells} | {fmean(means):.1f}{spread} |")
+    guess = fmean(result["guess"].values())
+    lines += [
+        f"| best guess without the instruction | | {' | ' * (len(models) - 1)} | {guess:.1f} |",
+        "",
+        "By family and difficulty, mean over seeds:",
+        "",
+        "| family | difficulty | " + " | ".join(f"{c} {k or ''}".strip() for c, k in cases) + " |",
+        "|---|---|" + "---|" * len(cases),
+    ]
+    for family, difficulty in dict.fromkeys((r["family"], r["difficulty"]) for r in rows):
+        cells = " | ".join(
+            f"{_mean(rows, case, family=family, difficulty=difficulty):.1f}" for case in cases
+        )
+        lines.append(f"| {family} | {difficulty} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], case: tuple[str, int | None], **where: Any) -> float:
+    return fmean(
+        row["exact_match"]
+        for row in rows
+        if (row["condition"], row["k"]) == case and all(row[k] == v for k, v in where.items())
+    )
+
+
+if __name__ == "__main__":
+    main()

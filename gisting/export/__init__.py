@@ -1,5 +1,0 @@
-"""Gists as files of other programs, and back; see docs/export.md."""
-
-from gisting.export.folder import FORMATS, export, restore
-
-__all__ = ["FORMATS", "export", "restore"]

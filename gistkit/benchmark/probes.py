@@ -1,0 +1,264 @@
+"""What a model computes inside, with the gist cache and without: the same places, lined up.
+
+    without   full pass over  instruction GIST*k input output   under the gist mask
+    with      one pass over                      input output   on top of the cached gist
+
+A trace holds hidden states, keys and values of every layer at the gist, input and output tokens of
+each prompt, in the order in which they are computed. Keys are rotated by their positions, so the
+full pass is run at the positions at which the cache is read: the gist at 0 .. k-1.
+
+Shapes: B batch, P instruction, K gist tokens, L input, T output, F features of a place.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from gistkit.gist import Prefix
+from gistkit.model import GistModel
+from gistkit.models.decoder import CausalAdapter, count_positions
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """B prompts of one k, with the answers that the cache gave.
+
+    Attributes:
+        instructions: ids of each, its gist span included.
+        inputs, outputs: ids of each.
+        k: gist tokens of each.
+    """
+
+    instructions: Sequence[list[int]]
+    inputs: Sequence[list[int]]
+    outputs: Sequence[list[int]]
+    k: int
+
+    def __len__(self) -> int:
+        return len(self.instructions)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something is computed: `part` is "decoder" or "encoder", layers count from 0."""
+
+    part: str
+    layer: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.part} layer {self.layer}, {self.what}"
+
+
+Trace = dict[Place, list[dict[str, Tensor]]]
+"""For each place and prompt, tensors [tokens, F] by segment: gist, input, output."""
+
+
+def with_cache(model: GistModel, prompts: Prompts, gist: Prefix) -> Trace:
+    """Read on top of the gist."""
+    if isinstance(model.adapter, CausalAdapter):
+        return _decoder_read(model, prompts, gist)
+    return _encoder_decoder_read(model, prompts, gist)
+
+
+def without_cache(model: GistModel, prompts: Prompts) -> Trace:
+    """The full pass under the gist mask."""
+    if isinstance(model.adapter, CausalAdapter):
+        return _decoder_full(model, prompts)
+    return _encoder_decoder_full(model, prompts)
+
+
+def _decoder_full(model: GistModel, prompts: Prompts) -> Trace:
+    rows = [p + x + y for p, x, y in _rows(prompts)]
+    ids, padding = model.pad(rows)
+    before = torch.tensor([len(p) - prompts.k for p in prompts.instructions], device=ids.device)
+    at = {"position_ids": count_positions(padding) - before[:, None]}
+    cache = DynamicCache()
+    with _given(model.hf_model, at):
+        output = model.adapter.forward(
+            ids,
+            padding,
+            gist_id=model.gist_id,
+            condition="gist",
+            past_key_values=cache,
+            output_hidden_states=True,
+        )
+    ends = [len(x) + len(y) for _, x, y in _rows(prompts)]
+    starts = [ids.shape[1] - end for end in ends]
+    return _decoder_trace(
+        output, cache, prompts, ids.shape[1], [s - prompts.k for s in starts], starts
+    )
+
+
+def _decoder_read(model: GistModel, prompts: Prompts, gist: Prefix) -> Trace:
+    rows = [x + y for _, x, y in _rows(prompts)]
+    ids, padding = model.pad(rows)
+    output = model.adapter.read(
+        ids, padding, gist, gist_id=model.gist_id, use_cache=True, output_hidden_states=True
+    )
+    width = prompts.k + ids.shape[1]
+    starts = [width - len(row) for row in rows]
+    return _decoder_trace(
+        output, output["past_key_values"], prompts, width, [0] * len(rows), starts
+    )
+
+
+def _decoder_trace(
+    output: Any,
+    cache: DynamicCache,
+    prompts: Prompts,
+    width: int,
+    gist_starts: Sequence[int],
+    starts: Sequence[int],
+) -> Trace:
+    """Starts count columns of `width`; tensors of fewer lack the first ones.
+
+    Hidden states have no gist where it was cached, and sliding windows forget.
+    """
+    trace: Trace = {}
+    *hidden, last = output.hidden_states
+
+    def add(layer: int, what: str, tensor: Tensor) -> None:
+        missing = width - tensor.shape[1]
+        trace[Place("decoder", layer, what)] = [
+            {
+                "gist": _cut(tensor[row], gist_starts[row] - missing, prompts.k),
+                "input": _cut(tensor[row], starts[row] - missing, len(x)),
+                "output": _cut(tensor[row], starts[row] + len(x) - missing, len(y)),
+            }
+            for row, (_, x, y) in enumerate(_rows(prompts))
+        ]
+
+    for layer, (entering, (keys, values, *_)) in enumerate(zip(hidden, cache, strict=True)):
+        add(layer, "hidden states", entering)
+        add(layer, "keys", keys.transpose(1, 2).flatten(2))
+        add(layer, "values", values.transpose(1, 2).flatten(2))
+    add(len(hidden), "final hidden states", last)
+    add(len(hidden), "logits", output.logits)
+    return trace
+
+
+def _encoder_decoder_full(model: GistModel, prompts: Prompts) -> Trace:
+    ids, padding = model.pad([p + x for p, x, _ in _rows(prompts)])
+    starts = [ids.shape[1] - len(x) for x in prompts.inputs]
+    with _recording(model.hf_model) as recorded:
+        output = model.adapter.forward(
+            ids,
+            padding,
+            gist_id=model.gist_id,
+            condition="gist",
+            decoder_input_ids=_shifted(model, prompts),
+            use_cache=False,
+        )
+    return _encoder_decoder_trace(
+        recorded, output, prompts, [s - prompts.k for s in starts], starts
+    )
+
+
+def _encoder_decoder_read(model: GistModel, prompts: Prompts, gist: Prefix) -> Trace:
+    ids, padding = model.pad(prompts.inputs)
+    with _recording(model.hf_model) as recorded:
+        output = model.adapter.read(
+            ids,
+            padding,
+            gist,
+            gist_id=model.gist_id,
+            decoder_input_ids=_shifted(model, prompts),
+            use_cache=False,
+        )
+    first = [0] * len(prompts)
+    return _encoder_decoder_trace(recorded, output, prompts, first, [prompts.k] * len(prompts))
+
+
+def _encoder_decoder_trace(
+    recorded: dict[Place, Tensor],
+    output: Any,
+    prompts: Prompts,
+    gist_starts: Sequence[int],
+    starts: Sequence[int],
+) -> Trace:
+    layers = 1 + max(place.layer for place in recorded if place.part == "decoder")
+    recorded[Place("decoder", layers, "logits")] = output.logits
+    trace: Trace = {}
+    for place, tensor in recorded.items():
+        if place.part == "decoder" and not place.what.startswith("cross"):
+            trace[place] = [
+                {"output": tensor[row, : len(y)]} for row, y in enumerate(prompts.outputs)
+            ]
+        else:
+            trace[place] = [
+                {
+                    "gist": _cut(tensor[row], gist_starts[row], prompts.k),
+                    "input": _cut(tensor[row], starts[row], len(x)),
+                }
+                for row, x in enumerate(prompts.inputs)
+            ]
+    return trace
+
+
+def _shifted(model: GistModel, prompts: Prompts) -> Tensor:
+    start = int(model.hf_model.config.decoder_start_token_id)
+    return torch.tensor([[start, *y[:-1]] for y in prompts.outputs], device=model.device)
+
+
+def _rows(prompts: Prompts) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    return zip(prompts.instructions, prompts.inputs, prompts.outputs, strict=True)
+
+
+def _cut(tensor: Tensor, start: int, length: int) -> Tensor:
+    """`length` rows from `start`; of those in front of the tensor none."""
+    return tensor[max(0, start) : max(0, start + length)]
+
+
+@contextmanager
+def _given(module: nn.Module, arguments: dict[str, Any]) -> Iterator[None]:
+    """Replace arguments of a module's calls inside the `with`."""
+
+    def replace(
+        module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, {**given, **arguments}
+
+    hook = module.register_forward_pre_hook(replace, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _recording(model: Any) -> Iterator[dict[Place, Tensor]]:
+    """Record what enters each block, and its keys and values, in the order of computation."""
+    recorded: dict[Place, Tensor] = {}
+
+    def entering(place: Place) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+            recorded[place] = args[0] if args else given["hidden_states"]
+
+        return hook
+
+    def leaving(place: Place) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            recorded[place] = output
+
+        return hook
+
+    with ExitStack() as hooks:
+        for part, stack in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
+            for layer, block in enumerate(stack.block):
+                attentions = [("", block.layer[0].SelfAttention)]
+                if part == "decoder":
+                    attentions.append(("cross-attention ", block.layer[1].EncDecAttention))
+                place = Place(part, layer, "hidden states")
+                hook = block.layer[0].register_forward_pre_hook(entering(place), with_kwargs=True)
+                hooks.callback(hook.remove)
+                for prefix, attention in attentions:
+                    for name, module in (("keys", attention.k), ("values", attention.v)):
+                        place = Place(part, layer, prefix + name)
+                        hooks.callback(module.register_forward_hook(leaving(place)).remove)
+        yield recorded

@@ -1,0 +1,124 @@
+"""How a command ends: exit statuses, one-line errors, quiet libraries, broken pipes."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from gistkit.errors import GistkitError, OptionError, SaveError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+NAME = "gistkit"
+GRACE = 5.0  # seconds
+
+# typer carries its own click since 0.26, so the class has no name that all versions share
+UsageError: type[BaseException] = typer.BadParameter.__base__ or typer.BadParameter
+
+
+def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
+    """Run `app`; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    command = typer.main.get_command(app)
+    try:
+        status = command.main(
+            None if arguments is None else list(arguments), prog_name=NAME, standalone_mode=False
+        )
+        sys.stdout.flush()
+    except GistkitError as error:
+        return _complain(str(error))
+    except UsageError as error:
+        context = getattr(error, "ctx", None)
+        path = NAME if context is None else context.command_path
+        return _complain(f"{error.format_message()} (see {path} --help)")  # type: ignore[attr-defined]
+    except BrokenPipeError:  # the reader has what it wanted
+        _drop_stdout()
+        return 1
+    except OSError as error:  # standard output is full, the network is down
+        _drop_stdout()
+        return _complain(f"{error}; free space, or see whether the network is there")
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    if status == 130:
+        say("interrupted")
+    return status if isinstance(status, int) else 0
+
+
+def emit(text: str) -> None:
+    """Write one line of results to stdout, at once (raises SaveError where it has no room)."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop_stdout()
+        raise SaveError(
+            f"could not write to standard output: {error.strerror}; free space or write elsewhere"
+        ) from error
+
+
+def say(text: str) -> None:
+    """Tell the user something beside the results, in one line on stderr."""
+    print(f"{NAME}: {text}", file=sys.stderr, flush=True)
+
+
+def refuse_given(context: typer.Context, *names: str, why: str) -> None:
+    """Refuse options of the command line that would be ignored (raises OptionError)."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise OptionError(f"--{name.replace('_', '-')} {why}")
+
+
+def progress_bar() -> "Progress":
+    """A bar on standard error, where that is a terminal; it goes when all is done."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(file=sys.stderr)
+    return Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,  # a log has no use for a bar
+    )
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' progress bars and everybody's warnings off stderr."""
+    import warnings
+    from logging import ERROR, getLogger
+
+    from transformers.utils import logging
+
+    warnings.simplefilter("ignore")
+    # it tells of every attempt to reach a hub that is not there
+    getLogger("huggingface_hub").setLevel(ERROR)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _complain(message: str) -> int:
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":  # most mistakes are every process's; the first tells, the launcher ends us
+        time.sleep(GRACE)
+        message = f"on rank {rank}: {message}"
+    say("error: " + " ".join(message.split()))
+    return 2
+
+
+def _drop_stdout() -> None:
+    """Send what is still buffered nowhere; Python would fail on it once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

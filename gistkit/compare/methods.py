@@ -1,0 +1,89 @@
+"""The methods by the names that `--methods` takes. To add one, give it a line here.
+
+Text compressors end in `cached(model, shorter)`; cache compressors make a `Prefix`, with its keys
+turned to positions 0 .. k-1 by `pooling.rotation`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from gistkit.compare.extractive import Extractive
+from gistkit.compare.gist_tokens import GistTokens
+from gistkit.compare.lingua import LINGUA, Lingua
+from gistkit.compare.method import Method
+from gistkit.compare.pooling import MeanPooling
+from gistkit.compare.presses import PRESSES, Press, Workers
+from gistkit.compare.trained import TrainedEntries
+from gistkit.compare.truncation import Truncation
+from gistkit.compare.whole import FullPrompt, NoPrompt
+from gistkit.errors import OptionError
+from gistkit.prompts import Example
+
+FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What methods may learn from, beside the instruction itself.
+
+    Attributes:
+        examples: what will be answered; only instructions and sources are looked at.
+        pool: other examples, for probe inputs.
+        seed: of choices.
+        most_trained: instructions for which entries are trained.
+        lingua: folder or hub id of LLMLingua-2's classifier.
+        cache_dir: where downloads go.
+        workers: of the presses.
+    """
+
+    examples: Sequence[Example]
+    pool: Sequence[Example]
+    seed: int = 0
+    most_trained: int = 20
+    lingua: str = LINGUA
+    cache_dir: str | None = None
+    workers: Workers = field(default_factory=Workers)
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Those of all examples, each once."""
+        return tuple(dict.fromkeys(e.instruction for e in (*self.examples, *self.pool)))
+
+
+def _press(name: str) -> Callable[[Sources], Method]:
+    return lambda sources: Press(name, sources.workers)
+
+
+METHODS: Mapping[str, Callable[[Sources], Method]] = MappingProxyType(
+    {
+        FULL: lambda sources: FullPrompt(),
+        "gist": lambda sources: GistTokens(),
+        "none": lambda sources: NoPrompt(),
+        "first": lambda sources: Truncation(),
+        "last": lambda sources: Truncation(last=True),
+        "pooled": lambda sources: MeanPooling(),
+        "tfidf": lambda sources: Extractive(sources.instructions),
+        "lexrank": lambda sources: Extractive(sources.instructions, lexrank=True),
+        "llmlingua2": lambda sources: Lingua(sources.lingua, sources.cache_dir),
+        **{name: _press(name) for name in PRESSES},
+        "trained": lambda sources: TrainedEntries(
+            sources.pool,
+            {e.instruction: e.source for e in sources.examples},
+            most_rows=sources.most_trained,
+            seed=sources.seed,
+        ),
+    }
+)
+
+
+def build(names: Sequence[str], sources: Sources) -> list[Method]:
+    """The methods of these names, the full prompt first: all others are compared with it.
+
+    Raises:
+        OptionError: there is no such method.
+    """
+    for name in names:
+        if name not in METHODS:
+            raise OptionError(f"there is no method {name!r}; choose of {', '.join(METHODS)}")
+    return [METHODS[name](sources) for name in dict.fromkeys((FULL, *(names or METHODS)))]

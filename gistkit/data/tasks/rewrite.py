@@ -1,0 +1,110 @@
+"""Rewrite a few words: their order and case, what joins them, what stands around them."""
+
+from dataclasses import dataclass
+from random import Random
+
+from gistkit.data.tasks.base import Facts, join_clauses
+from gistkit.data.tasks.words import LABELS, NOUNS
+
+JOINERS = {
+    "comma": ", ", "dash": " - ", "slash": " / ", "plus": " + ", "star": " * ", "colon": ": ",
+    "bar": " | ", "and": " and ", "or": " or ",
+}  # fmt: skip
+VALUES: dict[str, tuple[str, ...]] = {
+    "order": ("reverse", "rotate"),
+    "case": ("capitals",),
+    "joiner": tuple(JOINERS),
+    "first": LABELS,
+    "last": LABELS,
+}
+SIGNS = ("comma", "dash", "slash", "plus", "star", "colon", "bar")
+CLAUSES: dict[str, tuple[str, ...]] = {
+    "reverse": (
+        "reverse the order of the words",
+        "put the words in reverse order",
+        "go from the last word back to the first",
+        "list the words backwards",
+    ),
+    "rotate": (
+        "move the first word to the end",
+        "put the first word after all the others",
+        "let the first word come last",
+    ),
+    "capitals": (
+        "write the words in capitals",
+        "use capital letters for the words",
+        "turn the words into upper case",
+    ),
+    "sign": (
+        "put a {} between the words",
+        "join the words with a {}",
+        "use a {} to separate the words",
+    ),
+    "word": (
+        "put the word {} between the words",
+        "join the words with the word {}",
+        "use the word {} to separate the words",
+    ),
+    "first": (
+        "begin the answer with {}",
+        "open with the word {}",
+        "say {} before anything else",
+        "start by saying {}",
+    ),
+    "last": (
+        "end the answer with {}",
+        "close with the word {}",
+        "say {} at the very end",
+        "finish by saying {}",
+    ),
+}
+OPENINGS = (
+    "",
+    "",
+    "You get a few words. ",
+    "Rewrite the words. ",
+    "Take the words you are given. ",
+)
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """Two, three or four facts; inputs of two or three words.
+
+    For example `Reverse the order of the words, join the words with a dash. Begin the answer with
+    moon.` turns `cat rose` into `moon rose - cat`.
+    """
+
+    name: str = "rewrite"
+
+    def facts(self, difficulty: int, rng: Random) -> Facts:
+        """Draw one fact more than the difficulty."""
+        names = rng.sample(sorted(VALUES), difficulty + 1)
+        return tuple(sorted((name, rng.choice(VALUES[name])) for name in names))
+
+    def instruction(self, facts: Facts, rng: Random) -> str:
+        """Word each fact as a clause, in any order."""
+        return rng.choice(OPENINGS) + join_clauses([_clause(*fact, rng) for fact in facts], rng)
+
+    def input(self, difficulty: int, rng: Random) -> str:
+        """Draw two or three different words."""
+        return " ".join(rng.sample(NOUNS, rng.randint(2, 3)))
+
+    def answer(self, facts: Facts, input: str) -> str:
+        """Order and case first, then what stands between and around the words."""
+        said = dict(facts)
+        words = input.split()
+        if said.get("order") == "reverse":
+            words = words[::-1]
+        if said.get("order") == "rotate":
+            words = words[1:] + words[:1]
+        if "case" in said:
+            words = [word.upper() for word in words]
+        joined = JOINERS[said["joiner"]].join(words) if "joiner" in said else " ".join(words)
+        return " ".join(part for part in (said.get("first"), joined, said.get("last")) if part)
+
+
+def _clause(fact: str, value: str, rng: Random) -> str:
+    if fact == "joiner":
+        return rng.choice(CLAUSES["sign" if value in SIGNS else "word"]).format(value)
+    return rng.choice(CLAUSES[value if value in CLAUSES else fact]).format(value)

@@ -1,0 +1,259 @@
+"""`make demo`: compress and answer with the toy model, then watch a model learn to gist.
+
+1. One instruction, several inputs in a batch: from the gist, the full prompt, no instruction.
+2. Three small models trained from scratch for about 40 s each, one for each condition.
+3. One table and one picture (demo-out/demo.png), and the numbers as JSON beside it.
+"""
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging as transformers_logging
+
+from gistkit.data import tasks
+from gistkit.evaluation.answers import AnswerOptions
+from gistkit.evaluation.splits import SplitEvaluator
+from gistkit.files import write_text
+from gistkit.gist import Prefix
+from gistkit.model import GistModel
+from gistkit.prompts import Example
+from gistkit.training.arguments import TrainingConfig, parse_config
+from gistkit.training.job import run
+from gistkit.training.trainer import Evaluate
+
+OUT = Path("demo-out")
+CONDITIONS = ("pos_control", "gist", "neg_control")
+History = list[dict[str, float]]
+
+
+def main() -> None:
+    """Run the whole demo; prints to the terminal and writes `demo-out/`."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(1)  # so small a model only waits for a second thread
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    start = time.perf_counter()
+    answers = show_toy(console)
+    histories = {name: train(console, name) for name in CONDITIONS}
+    chance = 100 * tasks.guess_accuracy(FAMILY, difficulty=DIFFICULTY, inputs=50)
+    show_learned(console, histories, chance)
+    picture = draw(histories, chance, OUT / "demo.png")
+    report = {
+        "schema_version": 1,
+        "torch": torch.__version__,
+        "toy": answers,
+        "learning": histories,
+        "chance": chance,
+    }
+    write_text(OUT / "demo.json", json.dumps(report, indent=2) + "\n")
+    console.print(
+        f"\nLoss and exact match: {picture}; numbers: {OUT / 'demo.json'} "
+        f"({time.perf_counter() - start:.0f} s)"
+    )
+
+
+def show_toy(console: Console) -> dict[str, Any]:
+    """One held-out instruction through the toy model, three ways, side by side."""
+    model = GistModel.from_pretrained()
+    examples = tasks.one_instruction("reply", "validation_unseen", n=4, seed=7, difficulty=2)
+    instruction, inputs = examples[0].instruction, [example.input for example in examples]
+    console.rule("1. The toy model: one instruction, several inputs in one batch")
+    console.print(f"Instruction (never seen in training): [bold]{instruction}[/bold]\n")
+    gist, cached = model.compress(instruction), model.cache_prompt(instruction)
+    ways: dict[str, tuple[Prefix | None, Callable[[], list[str]]]] = {
+        "gist": (gist, lambda: model.generate(inputs, gist, max_new_tokens=32)),
+        "full prompt, cached": (cached, lambda: model.generate(inputs, cached, max_new_tokens=32)),
+        "full prompt": (
+            None,
+            lambda: model.generate(inputs, instructions=instruction, max_new_tokens=32),
+        ),
+        "no instruction": (None, lambda: model.generate(inputs, max_new_tokens=32)),
+    }
+    table = Table(show_lines=True)
+    table.add_column("")
+    found: dict[str, Any] = {"instruction": instruction, "inputs": inputs}
+    columns = []
+    for name, (prefix, answer) in ways.items():
+        table.add_column(name)
+        texts, seconds = _timed(answer)
+        kept = f"{prefix.num_tokens} tokens, {prefix.num_bytes / 1024:.0f} KiB" if prefix else "-"
+        columns.append((texts, kept, seconds))
+        found[name] = {"answers": texts, "kept": kept, "milliseconds": 1000 * seconds}
+    for row, example in enumerate(examples):
+        cells = [
+            f"[{'green' if texts[row] == example.output else 'red'}]{texts[row]}"
+            for texts, _, _ in columns
+        ]
+        table.add_row(example.input, *cells)
+    table.add_row("kept for the prompt", *[kept for _, kept, _ in columns])
+    table.add_row("time, this machine", *[f"{1000 * s:.0f} ms" for _, _, s in columns])
+    console.print(table)
+    return found
+
+
+FAMILY, DIFFICULTY = "reply", 1
+RECIPE: Mapping[str, Any] = {
+    "model": {
+        "model_name_or_path": "demo",
+        "pretrained": False,
+        "tokenizer_name": "toy",
+        "config": {
+            "model_type": "llama",
+            "hidden_size": 64,
+            "intermediate_size": 192,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 256,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.1,
+        },
+    },
+    "data": {
+        "dataset_name": "tasks",
+        "tasks": {
+            "stages": [[FAMILY, DIFFICULTY, 19_200]],
+            "validation_rows": 128,
+        },
+        "splits": ["train", "validation_unseen"],
+    },
+    "training": {
+        "in_order": True,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 128,
+        "learning_rate": 3e-3,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 30,
+        "adam_beta2": 0.98,
+        "weight_decay": 0.01,
+        "logging_steps": 20,
+        "eval_strategy": "steps",
+        "eval_steps": 100,
+        "save_strategy": "no",
+        "generation_max_length": 64,
+        "do_train": True,
+        "do_eval": True,
+        "seed": 0,
+        "disable_tqdm": not sys.stderr.isatty(),
+        "overwrite_output_dir": True,
+        "remove_unused_columns": False,
+    },
+}
+
+
+def train(console: Console, condition: str) -> History:
+    """Train one small model from scratch under `condition`; returns its log."""
+    console.rule(f"2. Learning from scratch: {condition}")
+    training = {
+        **RECIPE["training"],
+        "gist": {"condition": condition, "num_gist_tokens": 1},
+        "output_dir": str(OUT / condition),
+    }
+    log = Log(console)
+    run(parse_config({**RECIPE, "training": training}), _make_evaluate, callbacks=[log])
+    return log.history
+
+
+class Log(TrainerCallback):
+    """Prints a line for each evaluation and keeps losses and scores."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.history: History = []
+        self.loss = float("nan")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keep the newest training loss; at an evaluation, print and keep the scores."""
+        logs = logs or {}
+        if "loss" in logs:
+            self.loss = float(logs["loss"])
+            self.history.append({"step": state.global_step, "loss": self.loss})
+        score = logs.get("eval_unseen_exact_match")
+        told = any(
+            row["step"] == state.global_step and "exact_match" in row for row in self.history
+        )
+        if score is not None and not told:  # the run ends with one more evaluation
+            self.history.append({"step": state.global_step, "exact_match": float(score)})
+            self.console.print(
+                f"  step {state.global_step:4} of {state.max_steps}   loss {self.loss:5.2f}   "
+                f"exact match on held-out instructions {float(score):5.1f} %"
+            )
+
+
+def show_learned(console: Console, histories: Mapping[str, History], chance: float) -> None:
+    """The final table: what each condition learned."""
+    table = Table(title=f"Exact match on held-out instructions, {FAMILY} tasks, k = 1")
+    for column in ("condition", "what it sees", "loss", "exact match"):
+        table.add_column(column)
+    sees = {
+        "pos_control": "the whole instruction",
+        "gist": "one gist token",
+        "neg_control": "nothing of the instruction",
+    }
+    for name, history in histories.items():
+        loss = [row["loss"] for row in history if "loss" in row][-1]
+        score = [row["exact_match"] for row in history if "exact_match" in row][-1]
+        table.add_row(name, sees[name], f"{loss:.2f}", f"{score:.1f} %")
+    table.add_row("guessing", "the input alone, at best", "", f"{chance:.1f} %")
+    console.print(table)
+
+
+def draw(histories: Mapping[str, History], chance: float, path: Path) -> Path:
+    """Loss and exact match of the conditions as one PNG."""
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, history in histories.items():
+        for axis, key in ((left, "loss"), (right, "exact_match")):
+            points = [(row["step"], row[key]) for row in history if key in row]
+            axis.plot(*zip(*points, strict=True), label=name)
+    right.axhline(chance, color="gray", linestyle=":", label="guessing")
+    left.set(xlabel="step", ylabel="training loss (nats a token)")
+    right.set(xlabel="step", ylabel="exact match on held-out instructions (%)", ylim=(0, 100))
+    right.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path
+
+
+def _make_evaluate(
+    splits: Mapping[str, Sequence[Example]], config: TrainingConfig, folder: Path
+) -> Evaluate:
+    options = AnswerOptions(
+        condition=next(iter(config.gist.condition)), batch_size=128, max_new_tokens=24
+    )
+    return SplitEvaluator(splits, replace(options, num_gist_tokens=1))
+
+
+def _timed(answer: Callable[[], list[str]], rounds: int = 5) -> tuple[list[str], float]:
+    texts, times = answer(), []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        answer()
+        times.append(time.perf_counter() - begin)
+    return texts, statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()

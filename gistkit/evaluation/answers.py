@@ -1,0 +1,140 @@
+"""Answer every example of a split by generation, under one condition.
+
+By the theorem a cached gist gives what the masked pass gives, an empty prefix gives neg_control,
+and the full prompt is pos_control. So evaluation runs what users run; `path="mask"` runs the masked
+pass itself. Knows nothing about scores.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+
+from gistkit.errors import OptionError
+from gistkit.evaluation.gists import Gists
+from gistkit.evaluation.masked import generate_masked
+from gistkit.gist import Gist
+from gistkit.masks import CONDITIONS
+from gistkit.model import GistModel
+from gistkit.prompts import Example
+
+PATHS = ("cache", "mask")
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """How to answer.
+
+    Attributes:
+        condition: gist | pos_control | neg_control.
+        num_gist_tokens: k; None is the model's default.
+        batch_size: inputs answered at once.
+        max_new_tokens: at most this many tokens each.
+        max_length: published `generation_max_length` of decoder-only models: the longest prompt of
+            a batch counts against it, so long prompts get few new tokens. None: no such limit.
+        num_beams: beam search.
+        path: "cache" generates from the gist, or "mask" under the condition's mask: a full pass for
+            every token, greedy only.
+
+    Raises:
+        OptionError: an unknown condition or path, or beams under the mask.
+    """
+
+    condition: str = "gist"
+    num_gist_tokens: int | None = None
+    batch_size: int = 8
+    max_new_tokens: int = 128
+    max_length: int | None = None
+    num_beams: int = 1
+    path: str = "cache"
+
+    def __post_init__(self) -> None:
+        if self.condition not in CONDITIONS:
+            known = ", ".join(CONDITIONS)
+            raise OptionError(f"unknown condition {self.condition!r}; choose one of {known}")
+        if self.path not in PATHS:
+            raise OptionError(f"unknown path {self.path!r}; choose one of {', '.join(PATHS)}")
+        if self.path == "mask" and self.num_beams > 1:
+            raise OptionError("path=mask is greedy; set num_beams to 1, or use path=cache")
+
+
+def answer(
+    model: GistModel,
+    examples: Sequence[Example],
+    options: AnswerOptions,
+    *,
+    known: Mapping[int, str] = MappingProxyType({}),
+    found: Callable[[Mapping[int, str]], None] = lambda answers: None,
+) -> list[str]:
+    """An answer for each example, in order. An instruction met twice is compressed once.
+
+    Examples of like length share a batch. A prompt with no room left for one new token is answered
+    with "", as the published evaluation does.
+
+    Args:
+        known: answers that are there already, by row.
+        found: called after each batch with its answers, by row.
+
+    Raises:
+        PromptError: an instruction is empty, or a text holds `<GIST>`.
+    """
+    k = model.check_k(options.num_gist_tokens)
+    lengths = [len(model.encoder.prompt(e.instruction, e.input, k)) for e in examples]
+    answers = dict(known)
+    todo = [example for row, example in enumerate(examples) if row not in answers]
+    gists = Gists(
+        partial(model.compress, num_gist_tokens=k), [example.instruction for example in todo]
+    )
+    for batch in _batches(lengths, options.batch_size):
+        rows = [row for row in batch if row not in answers]
+        if not rows:
+            continue
+        room = _room(model, max(lengths[row] for row in batch), options)
+        texts = [""] * len(rows)
+        if room >= 1:
+            texts = _answer_batch(model, [examples[row] for row in rows], k, room, options, gists)
+        new = dict(zip(rows, texts, strict=True))
+        answers.update(new)
+        found(new)
+    return [answers[row] for row in range(len(examples))]
+
+
+def _answer_batch(
+    model: GistModel,
+    batch: Sequence[Example],
+    k: int,
+    room: int,
+    options: AnswerOptions,
+    gists: Gists,
+) -> list[str]:
+    inputs = [example.input for example in batch]
+    instructions = [example.instruction for example in batch]
+    if options.path == "mask":
+        return generate_masked(
+            model,
+            inputs,
+            instructions,
+            condition=options.condition,
+            num_gist_tokens=k,
+            max_new_tokens=room,
+        )
+    generate = partial(model.generate, max_new_tokens=room, num_beams=options.num_beams)
+    if options.condition == "pos_control":
+        return generate(inputs, instructions=instructions, num_gist_tokens=k)
+    if options.condition == "neg_control":
+        return generate(inputs)
+    return generate(inputs, Gist.stack(gists.take(instructions)))
+
+
+def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    return (order[i : i + size] for i in range(0, len(order), size))
+
+
+def _room(model: GistModel, longest: int, options: AnswerOptions) -> int:
+    limits = [options.max_new_tokens]
+    if options.max_length is not None and model.adapter.max_positions is not None:
+        limits.append(options.max_length - longest)
+    if model.adapter.max_positions is not None:
+        limits.append(model.adapter.max_positions - longest)
+    return min(limits)

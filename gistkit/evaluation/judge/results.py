@@ -1,0 +1,206 @@
+"""Files of verdicts, in the published format: read them, count them.
+
+    {"names": {"a": "gist", "b": "full"}, "scores": {"full": 1.5, "gist": 0.5},
+     "results": [{"reason": "...", "choice": "b", "swapped": true, "x": "Instruction: ...",
+                  "gist": "an answer", "full": "the other"}, ...],
+     "estimated_cost": 0.01}
+
+Ours say more: of a result its `row`; and `failures`, `usage`, `judge` (settings) and `complete`.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gistkit.data.examples import opened
+from gistkit.errors import DataError
+
+POINTS = {"a": 1.0, "tie": 0.5, "b": 0.0}
+USAGE = ("requests", "prompt_tokens", "completion_tokens")
+
+_UNREAD = "could not parse json"  # the published script's mark of an answer it took for a tie
+_MENDED = "(fixed json parse)"  # its authors' mark of one that they read by hand
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """A file's verdicts, counted.
+
+    A row that was judged in both orders is won where both verdicts say so, and else a tie.
+
+    Attributes:
+        wins, ties, losses: rows, as the first of the names sees them.
+        failures: rows without a verdict. They count as nothing here, and as ties `as_published`.
+        mended: verdicts marked as read by hand, in published files.
+        first, second: verdicts for the answer shown first, and for the one shown second.
+        consistent, both: rows whose two verdicts agree, of those that have two.
+        stored: the points that the file itself gives to both; None where it gives none.
+    """
+
+    names: tuple[str, str]
+    wins: int
+    ties: int
+    losses: int
+    failures: int = 0
+    mended: int = 0
+    first: int = 0
+    second: int = 0
+    consistent: int = 0
+    both: int = 0
+    stored: tuple[float, float] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows with a verdict."""
+        return self.wins + self.ties + self.losses
+
+    @property
+    def points(self) -> tuple[float, float]:
+        """One for a win, half for a tie."""
+        return self.wins + self.ties / 2, self.losses + self.ties / 2
+
+    @property
+    def win_rate(self) -> float:
+        """Points a row, 0 to 1; one half of nothing."""
+        return self.points[0] / self.rows if self.rows else 0.5
+
+    @property
+    def as_published(self) -> tuple[float, float]:
+        """The points where every row without a verdict counts as a tie."""
+        return self.points[0] + self.failures / 2, self.points[1] + self.failures / 2
+
+    @property
+    def differs(self) -> bool:
+        """Whether the stored points are not those of the verdicts."""
+        return self.stored is not None and self.stored not in (self.points, self.as_published)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """A results file: `choices` by what was judged (prompt, both answers, which time)."""
+
+    tally: Tally
+    choices: Mapping[tuple[str, str, str, int], str]
+    content: Mapping[str, Any]
+
+
+def read_results(path: Path) -> Verdicts:
+    """Read a `.json`, alone or with `.gz` or `.xz`.
+
+    Raises DataError: no such file, damaged, or not in the published format.
+    """
+    with opened(path) as file:
+        data = file.read()
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: malformed JSON ({error}); judge again") from error
+    return verdicts(content, str(path))
+
+
+def verdicts(content: Any, where: str) -> Verdicts:
+    """What a results file holds; `where` names it in messages (raises DataError)."""
+    try:
+        # every text can be printed, every number is one
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+        names = (str(content["names"]["a"]), str(content["names"]["b"]))
+        results = [_checked(result, names) for result in content["results"]]
+        wanted = 2 if (content.get("judge") or {}).get("both_orders") else 1
+        failed = {failure["row"] for failure in content.get("failures") or ()}
+        scores = content.get("scores") or {}
+        stored = (float(scores[names[0]]), float(scores[names[1]])) if scores else None
+        _check_costs(content)
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{where}: no file of verdicts ({type(error).__name__}: {error}); expected names, "
+            "scores and results"
+        ) from error
+    rows: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for number, result in enumerate(results):
+        rows[result.get("row", number)].append(result)
+    choices: dict[tuple[str, str, str, int], str] = {}
+    for row, found in rows.items():
+        choice = _of_row(found, wanted)
+        if choice is None:
+            failed.add(row)
+            continue
+        times = 0
+        while (what := (found[0]["x"], found[0][names[0]], found[0][names[1]], times)) in choices:
+            times += 1
+        choices[what] = choice
+    return Verdicts(
+        _tally(names, choices, list(rows.values()), len(failed), stored), choices, content
+    )
+
+
+def _checked(result: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any]:
+    for field in ("reason", "choice", "x", *names):
+        if not isinstance(result[field], str):
+            raise TypeError(f"{field} is no text")
+    if not isinstance(result["swapped"], bool):
+        raise TypeError("swapped is neither true nor false")
+    if not isinstance(result.get("row", 0), int):
+        raise TypeError("row is no number")
+    return result
+
+
+def _check_costs(content: Mapping[str, Any]) -> None:
+    """What is there of tokens and dollars are numbers (raises TypeError, LookupError)."""
+    usage, cost = content.get("usage"), content.get("estimated_cost")
+    numbers = [usage[name] for name in USAGE] if usage is not None else []
+    if not all(isinstance(number, int) for number in numbers):
+        raise TypeError("usage is no count")
+    if not isinstance(cost, int | float | None):
+        raise TypeError("estimated_cost is no number")
+
+
+def choice_of(result: Mapping[str, Any]) -> str | None:
+    """ "a", "b" or "tie", told of the pair; None where the answer was no verdict."""
+    choice = result["choice"].strip().lower()
+    unread = result["reason"].lower().startswith(_UNREAD)
+    return None if unread or choice not in POINTS else str(choice)
+
+
+def _of_row(results: Sequence[Mapping[str, Any]], wanted: int) -> str | None:
+    """The verdict on a row; None where one is missing."""
+    found = [choice_of(result) for result in results]
+    if None in found or len(found) < wanted:
+        return None
+    return found[0] if len(set(found)) == 1 else "tie"
+
+
+def _tally(
+    names: tuple[str, str],
+    choices: Mapping[tuple[str, str, str, int], str],
+    rows: Sequence[Sequence[Mapping[str, Any]]],
+    failures: int,
+    stored: tuple[float, float] | None,
+) -> Tally:
+    every = list(choices.values())
+    first = second = consistent = both = mended = 0
+    for results in rows:
+        found = [choice_of(result) for result in results]
+        mended += sum(_MENDED in result["reason"].lower() for result in results)
+        for choice, result in zip(found, results, strict=True):
+            if choice in ("a", "b"):
+                shown_first = (choice == "b") == result["swapped"]
+                first, second = first + shown_first, second + (not shown_first)
+        if len(found) > 1 and None not in found:
+            both += 1
+            consistent += len(set(found)) == 1
+    return Tally(
+        names,
+        wins=every.count("a"),
+        ties=every.count("tie"),
+        losses=every.count("b"),
+        failures=failures,
+        mended=mended,
+        first=first,
+        second=second,
+        consistent=consistent,
+        both=both,
+        stored=stored,
+    )

@@ -1,0 +1,97 @@
+"""The published sweep: every model's answers against those of its positive control.
+
+DIR/LLaMA-gist-1/outputs-3000-validation_human.csv
+DIR/LLaMA-pos_control-1/outputs-3000-validation_human.csv
+->  chatgpt-LLaMA-gist-1-vs-LLaMA-pos_control-1-validation_human-3000.json
+"""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from gistkit.errors import DataError
+
+_FOLDER = re.compile(r"(?P<model>.+-)?(?P<condition>gist|pos_control|neg_control)(?:-(?P<k>\d+))?")
+_FILE = re.compile(r"outputs-(?P<step>\d+)-validation_(?P<split>\w+)\.csv(?:\.gz|\.xz)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two files of answers to the same examples, their names, and that of the results file."""
+
+    a: Path
+    b: Path
+    names: tuple[str, str]
+    file: str
+
+
+def comparisons(
+    folder: Path, *, names: Collection[str] = (), splits: Collection[str] = ()
+) -> list[Comparison]:
+    """All comparisons that the files in `folder` allow, ordered by model, condition, k and split.
+
+    Args:
+        names: of folders (as "LLaMA-gist-1") or of models (as "LLaMA"); none: all.
+        splits: none: all.
+
+    Raises:
+        DataError: there is nothing to compare, or a name that is asked for is not there.
+    """
+    found: dict[str, tuple[Path, re.Match[str]]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match = _FOLDER.fullmatch(path.name)
+        if match and path.is_dir():
+            found[path.name] = (path, match)
+    known = set(found) | {(match["model"] or "").rstrip("-") for _, match in found.values()}
+    for name in names:
+        if name not in known:
+            raise DataError(f"{folder} holds no answers of {name!r}; there are {_listed(found)}")
+    ordered = sorted(found.items(), key=lambda item: _order(item[1][1]))
+    controls = {
+        match["model"]: path
+        for path, match in found.values()
+        if match["condition"] == "pos_control"
+    }
+    pairs = [
+        comparison
+        for name, (path, match) in ordered
+        if match["condition"] != "pos_control" and match["model"] in controls
+        if not names or name in names or (match["model"] or "").rstrip("-") in names
+        for comparison in _of(path, controls[match["model"]], splits)
+    ]
+    if not pairs:
+        raise DataError(
+            f"{folder}: nothing to compare; expected files like MODEL-gist-1/"
+            "outputs-3000-validation_seen.csv and the same in MODEL-pos_control-1"
+        )
+    return pairs
+
+
+def _of(folder: Path, control: Path, splits: Collection[str]) -> list[Comparison]:
+    others = {(match["step"], match["split"]): path for path, match in _files(control)}
+    return [
+        Comparison(
+            path,
+            others[match["step"], match["split"]],
+            (folder.name, control.name),
+            f"chatgpt-{folder.name}-vs-{control.name}-validation_{match['split']}-"
+            f"{match['step']}.json",
+        )
+        for path, match in _files(folder)
+        if (match["step"], match["split"]) in others
+        if not splits or match["split"] in splits
+    ]
+
+
+def _files(folder: Path) -> list[tuple[Path, re.Match[str]]]:
+    matches = [(path, _FILE.fullmatch(path.name)) for path in sorted(folder.iterdir())]
+    return [(path, match) for path, match in matches if match]
+
+
+def _order(match: re.Match[str]) -> tuple[str, str, int]:
+    return match["model"] or "", match["condition"], int(match["k"] or 0)
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

@@ -1,0 +1,182 @@
+"""Score a model on the splits: loss, ROUGE and exact match, and the outputs as CSV files.
+
+examples ── answer ──> answers ── score ──> SplitResult ──> metrics
+                          └── save ──> outputs-{step}-{split}.csv
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+
+from gistkit.data.collate import Collator, EncodedRows, Limits
+from gistkit.errors import DataError
+from gistkit.evaluation.answers import AnswerOptions, answer
+from gistkit.evaluation.outputs import Output, write_outputs
+from gistkit.evaluation.scores import Scores, score
+from gistkit.model import GistModel
+from gistkit.prompts import GIST_TOKEN, Example
+
+WITH_INTERVAL = ("rougeL", "exact_match")
+"""Scores that carry an interval during training, as `{name}_low` and `{name}_high`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitResult:
+    """What a model made of a split.
+
+    Attributes:
+        answers: one for each example.
+        scores: of the answers.
+        loss: of the references, nats a token.
+        gen_len: mean length of the answers in tokens.
+    """
+
+    answers: Sequence[str]
+    scores: Scores
+    loss: float
+    gen_len: float
+
+    @property
+    def perplexity(self) -> float:
+        """Of the references: e to the power of the loss."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+@dataclass(frozen=True)
+class SplitEvaluator:
+    """Evaluates every split in turn.
+
+    Attributes:
+        splits: examples by split name (`validation_unseen`, ...).
+        options: how to answer.
+        folder: where outputs go; None writes none.
+        limits: where rows are cut for the loss, by split.
+        seed: of the intervals.
+    """
+
+    splits: Mapping[str, Sequence[Example]]
+    options: AnswerOptions
+    folder: Path | None = None
+    limits: Callable[[str], Limits] = Limits.for_split
+    seed: int = 0
+
+    def __call__(self, model: GistModel, step: int) -> dict[str, float]:
+        """Scores named `{split}_{metric}`, with `validation_` left out of the split's name."""
+        scores: dict[str, float] = {}
+        for split in self.splits:
+            short = split.removeprefix("validation_")
+            found = self.score(model, split, step)
+            scores.update({f"{short}_{name}": value for name, value in found.items()})
+        return scores
+
+    def score(self, model: GistModel, split: str, step: int) -> dict[str, float]:
+        """Scores of one split: loss, perplexity, rouge1, rouge2, rougeL, rougeLsum, exact_match,
+        words, gen_len, samples, runtime, and the intervals of `WITH_INTERVAL`."""
+        start = time.perf_counter()
+        examples = self.splits[split]
+        result = evaluate_split(model, examples, self.options, self.limits(split))
+        if self.folder is not None:
+            path = self.folder / f"outputs-{step}-{split}.csv"
+            save_answers(path, model, examples, result.answers, self.options.num_gist_tokens)
+        scores = {
+            "loss": result.loss,
+            "perplexity": result.perplexity,
+            **result.scores.means(),
+            "gen_len": result.gen_len,
+            "samples": float(len(examples)),
+            "runtime": time.perf_counter() - start,
+        }
+        for name in WITH_INTERVAL:
+            low, high = result.scores.interval(name, seed=self.seed)
+            scores |= {f"{name}_low": low, f"{name}_high": high}
+        return scores
+
+
+def evaluate_split(
+    model: GistModel,
+    examples: Sequence[Example],
+    options: AnswerOptions,
+    limits: Limits,
+    *,
+    known: Mapping[int, str] = MappingProxyType({}),
+    found: Callable[[Mapping[int, str]], None] = lambda answers: None,
+) -> SplitResult:
+    """Answer the examples and score the answers; `known` and `found` are those of `answer`.
+
+    Raises:
+        PromptError: an example cannot be a prompt.
+        DataError: no example has an output, or none is short enough.
+        MissingExtraError: rouge_score is not installed.
+    """
+    answers = answer(model, examples, options, known=known, found=found)
+    return SplitResult(
+        answers=answers,
+        scores=score(answers, [example.output for example in examples]),
+        loss=mean_loss(model, examples, options, limits),
+        gen_len=sum(map(model.count_tokens, answers)) / len(answers),
+    )
+
+
+def save_answers(
+    path: Path,
+    model: GistModel,
+    examples: Sequence[Example],
+    answers: Sequence[str],
+    num_gist_tokens: int | None,
+) -> None:
+    """Write prompts with their gist tokens, answers and references as CSV (raises SaveError)."""
+    gist = GIST_TOKEN * model.check_k(num_gist_tokens)
+    render = model.encoder.template.render
+    write_outputs(
+        path,
+        (
+            Output(render(example.instruction, example.input, gist), text, example.output)
+            for example, text in zip(examples, answers, strict=True)
+        ),
+    )
+
+
+@torch.no_grad()
+def mean_loss(
+    model: GistModel, examples: Sequence[Example], options: AnswerOptions, limits: Limits
+) -> float:
+    """Cross-entropy of the references under the condition's mask, nats, mean over all tokens.
+
+    Examples that are too long to keep their gist or any of their output are left out.
+
+    Raises:
+        DataError: no example has an output, or none is short enough.
+    """
+    longest = model.adapter.max_positions
+    if longest is not None:
+        limits = replace(limits, total=min(limits.total, longest))
+    rows = EncodedRows(examples, model.encoder)
+    collate = Collator(
+        gist_id=model.gist_id,
+        pad_id=int(model.tokenizer.pad_token_id),
+        num_gist_tokens=(model.check_k(options.num_gist_tokens),),
+        conditions={options.condition: 1.0},
+        limits=limits,
+        encoder_decoder=model.adapter.padding_side == "right",
+    )
+    order = sorted(range(len(rows)), key=rows.lengths.__getitem__)
+    total, tokens = 0.0, 0
+    for i in range(0, len(order), options.batch_size):
+        batch = collate([rows[row] for row in order[i : i + options.batch_size]])
+        labelled = model.adapter.labelled(
+            batch["input_ids"].to(model.device),
+            batch["attention_mask"].to(model.device),
+            batch["labels"].to(model.device),
+            gist_id=model.gist_id,
+            condition=batch["conditions"],
+        )
+        total += float(labelled.cross_entropy().sum())
+        tokens += len(labelled.targets)
+    if not tokens:
+        raise DataError("every example is too long to keep its gist and output; give shorter ones")
+    return total / tokens

@@ -1,0 +1,139 @@
+"""One gist as a folder that another program reads, and back.
+
+    gist.json                                         what the gist is, and how its prompt reads
+    cache.safetensors                                 hf-cache: transformers' DynamicCache
+    adapter_config.json, adapter_model.safetensors    peft: a prefix-tuning adapter
+    store/, kv_transfer_config.json, request.json     vllm: what the engine and a request need
+
+`export` writes one of the three, `restore` reads the folder again and sees that nothing changed.
+Keys and values at positions 0 .. k-1 are all there is to a decoder's gist, and all three take them.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gistkit.errors import GistFileError, GistMismatchError, OptionError
+from gistkit.export import hf_cache, peft, vllm
+from gistkit.export.layers import layers_of
+from gistkit.files import write_folder
+from gistkit.gist import Gist, Provenance
+from gistkit.model import GistModel
+from gistkit.prompts import GIST_TOKEN
+from gistkit.store.entry import content_id
+
+SCHEMA_VERSION = 1
+FACTS = "gist.json"
+FORMATS = ("hf-cache", "peft", "vllm")
+
+_READERS: Mapping[str, Callable[[Path, str], Mapping[str, Tensor]]] = {
+    "hf-cache": hf_cache.read,
+    "peft": peft.read,
+    "vllm": vllm.read,
+}
+
+
+def export(
+    gist: Gist, model: GistModel, folder: str | os.PathLike[str], *, format: str, base: str
+) -> Path:
+    """Write `gist` (one row) into `folder`, which must not be there or be empty.
+
+    Args:
+        model: the one that made it.
+        format: one of FORMATS.
+        base: folder or hub id under which the other program finds the model.
+
+    Raises:
+        OptionError: an unknown format, or `folder` holds something.
+        GistMismatchError: another model's gist, or several.
+        UnsupportedModelError: the format has no place for such a gist; says why.
+        SaveError: it could not be written.
+    """
+    if format not in FORMATS:
+        raise OptionError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
+    target = Path(folder)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise OptionError(f"{target} holds something already; choose another folder")
+    if len(gist) != 1:
+        raise GistMismatchError(f"gists are exported one by one, not {len(gist)} in a batch")
+    gist.check(model.fingerprint, model.config.template, 1)
+    layers = layers_of(gist)
+    id = content_id(gist)
+    facts = {
+        "schema_version": SCHEMA_VERSION,
+        "format": format,
+        "id": id,
+        "base_model": base,
+        "dtype": str(gist.dtype).removeprefix("torch."),
+        "prompt": GIST_TOKEN * gist.num_tokens + _behind_the_gist(model),
+        "placeholder": model.gist_id,
+        "gist": gist.header(),
+    }
+
+    def write(temporary: Path) -> None:
+        (temporary / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        if format == "hf-cache":
+            hf_cache.write(temporary, layers)
+        elif format == "peft":
+            peft.write(temporary, layers, base)
+        else:
+            vllm.write(temporary, gist, model, facts, target)
+
+    return write_folder(target, write)
+
+
+def restore(folder: str | os.PathLike[str]) -> Gist:
+    """The gist of a folder that `export` wrote, in any of its formats.
+
+    Raises:
+        GistFileError: no such folder, nothing that `export` wrote, or changed since.
+    """
+    place = Path(folder)
+    facts = _facts(place)
+    try:
+        tensors = _READERS[facts["format"]](place, facts["id"])
+        header = facts["gist"]
+        gist = Gist(
+            tensors=tensors,
+            lengths=tuple(header["lengths"]),
+            provenance=tuple(Provenance(**row) for row in header["provenance"]),
+            model=header["model"],
+            template=header["template"],
+        )
+        same = len(gist) == 1 and content_id(gist) == facts["id"]
+    except (KeyError, TypeError, ValueError, OSError, RecursionError) as error:
+        if isinstance(error, GistFileError):
+            raise
+        raise GistFileError(f"{place} is damaged ({error}); export the gist again") from error
+    if not same:
+        raise GistFileError(f"{place} has changed since it was written; export the gist again")
+    return gist
+
+
+def _facts(place: Path) -> Mapping[str, Any]:
+    path = place / FACTS
+    try:
+        facts = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise GistFileError(
+            f"no {FACTS} in {place}: only what gistkit export wrote comes back, other files do "
+            "not say which model they belong to"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise GistFileError(f"{path} cannot be read; export the gist again") from error
+    match facts:
+        case {"schema_version": 1, "format": str(format), "id": str(), "gist": dict()} if (
+            format in FORMATS
+        ):
+            return facts  # type: ignore[no-any-return]
+    raise GistFileError(f"{path} is nothing that this gistkit wrote; export the gist again")
+
+
+def _behind_the_gist(model: GistModel) -> str:
+    """How the template goes on behind the gist, with {input} where the input goes."""
+    text = model.encoder.template.render("-", "{input}", GIST_TOKEN)
+    return text[text.index(GIST_TOKEN) + len(GIST_TOKEN) :]

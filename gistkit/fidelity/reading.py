@@ -1,0 +1,137 @@
+"""The full prompt answers, others read along: what each would have said, token by token.
+
+    full prompt   "Tom, one cake, ..."     chooses every token
+    gist          |    |    |              what does it predict here?
+    no prompt     |    |    |              and who was told nothing?
+
+All go in lockstep, so one pass serves every comparison, in any family: nothing is encoded twice.
+
+Shapes: B probes, T tokens of an answer, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gistkit.errors import PromptError
+from gistkit.gist import Prefix
+from gistkit.model import GistModel
+from gistkit.models.kv_batch import Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """How one reader is told: ids [L] behind a prefix, or alone."""
+
+    ids: list[int]
+    prefix: Prefix | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One answer of the leader, seen by its readers.
+
+    Attributes:
+        tokens: T ids, the end token included where it was reached.
+        own: [T] log-probability (nats) the leader gave each.
+        others: by reader, [T] log-probability of the same tokens.
+        divergence: by reader, [T] KL(leader || reader) in nats.
+        agrees: by reader, [T] whether its likeliest token is the leader's likeliest.
+    """
+
+    tokens: list[int]
+    own: Tensor
+    others: Mapping[str, Tensor]
+    divergence: Mapping[str, Tensor]
+    agrees: Mapping[str, Tensor]
+
+
+@torch.no_grad()
+def read_along(
+    model: GistModel,
+    leaders: Sequence[Prompt],
+    readers: Mapping[str, Sequence[Prompt]],
+    *,
+    max_new_tokens: int,
+) -> list[Reading]:
+    """The leader's greedy answer to each of B prompts, and what the readers make of it.
+
+    Args:
+        leaders: B prompts.
+        readers: by name, B prompts each. All leaders share one prefix, and so do a reader's.
+        max_new_tokens: answers are cut there.
+
+    Raises:
+        PromptError: a prompt leaves no room for an answer.
+    """
+    room = _room(model, [leaders, *readers.values()], max_new_tokens)
+    lead = _begin(model, leaders)
+    others = {name: _begin(model, prompts) for name, prompts in readers.items()}
+    ends = torch.tensor(end_tokens(model), device=model.device)
+    columns: list[dict[str, Tensor]] = []
+    done = torch.zeros(len(leaders), dtype=torch.bool, device=model.device)
+    lengths = torch.zeros(len(leaders), dtype=torch.long, device=model.device)
+    for _ in range(room):
+        expected = lead.logits.float().log_softmax(-1)
+        token = expected.argmax(-1)
+        column = {"token": token, "own": expected.gather(-1, token[:, None])[:, 0]}
+        for name, rows in others.items():
+            seen = rows.logits.float().log_softmax(-1)
+            column[f"others.{name}"] = seen.gather(-1, token[:, None])[:, 0]
+            column[f"divergence.{name}"] = _kl(expected, seen)
+            column[f"agrees.{name}"] = seen.argmax(-1) == token
+        columns.append(column)
+        lengths += ~done
+        done |= torch.isin(token, ends)
+        if bool(done.all()):
+            break
+        for rows in (lead, *others.values()):
+            rows.step(token)
+    table = {name: torch.stack([c[name] for c in columns], dim=1).cpu() for name in columns[0]}
+
+    def part(kind: str, row: int, length: int) -> dict[str, Tensor]:
+        return {name: table[f"{kind}.{name}"][row, :length] for name in readers}
+
+    return [
+        Reading(
+            tokens=table["token"][row, :n].tolist(),
+            own=table["own"][row, :n],
+            others=part("others", row, n),
+            divergence=part("divergence", row, n),
+            agrees=part("agrees", row, n),
+        )
+        for row, n in enumerate(lengths.tolist())
+    ]
+
+
+def end_tokens(model: GistModel) -> list[int]:
+    """Ids that end an answer."""
+    ends = model.hf_model.generation_config.eos_token_id
+    ends = model.tokenizer.eos_token_id if ends is None else ends
+    return [int(ends)] if isinstance(ends, int) else [int(end) for end in ends]
+
+
+def _begin(model: GistModel, prompts: Sequence[Prompt]) -> Rows:
+    ids, padding = model.pad([prompt.ids for prompt in prompts])
+    return model.adapter.begin(ids, padding, prompts[0].prefix, gist_id=model.gist_id)
+
+
+def _room(model: GistModel, sides: Sequence[Sequence[Prompt]], wanted: int) -> int:
+    limit = model.adapter.max_positions
+    if limit is None:
+        return wanted
+    kept = [0 if side[0].prefix is None else side[0].prefix.num_tokens for side in sides]
+    longest = max(k + len(p.ids) for k, side in zip(kept, sides, strict=True) for p in side)
+    if longest >= limit:
+        raise PromptError(
+            f"instruction and probe together have {longest} tokens of the {limit} this model can "
+            "place; shorten the probes"
+        )
+    return min(wanted, limit - longest)
+
+
+def _kl(expected: Tensor, seen: Tensor) -> Tensor:
+    """KL(expected || seen) [B] of log-probabilities [B, V]; never below zero."""
+    return (expected.exp() * (expected - seen)).nan_to_num(0.0).sum(-1).clamp(min=0)

@@ -1,0 +1,105 @@
+"""Files that are whole or absent: write to a temporary name, flush to disk, rename.
+
+Knows nothing about what is written.
+"""
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from gistkit.errors import SaveError
+
+FAILURES = (OSError, SafetensorError)  # safetensors reports a full disk in its own way
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary file beside `path`, then rename it to `path`.
+
+    A crash, a full disk or Ctrl-C leaves either the old file or the new one, never half of one.
+
+    Raises:
+        SaveError: the folder cannot be made, or writing or renaming failed.
+    """
+    target = Path(path)
+    check_target(target)
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except FAILURES as error:
+        raise _save_error(target, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return target
+
+
+def check_target(target: Path) -> None:
+    """Refuse to put a file where something else stands: a folder, a device (raises SaveError)."""
+    try:
+        taken = target.exists() and not target.is_file()
+    except OSError as error:
+        raise _save_error(target, error) from error
+    if taken:
+        raise SaveError(f"could not write {target}: it is no ordinary file; choose another name")
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write `data` to `path`, whole or not at all (raises SaveError)."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    return write_atomically(path, write)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write UTF-8 `text` to `path`, whole or not at all (raises SaveError)."""
+    return write_bytes(path, text.encode())
+
+
+def write_folder(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary folder beside `path`, then move its files into `path`.
+
+    Files of other names that are already in `path` stay. Nothing is moved unless all was written.
+
+    Raises:
+        SaveError: as `write_atomically`, or the writer itself failed for lack of space.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
+            write(Path(name))
+            for file in sorted(Path(name).rglob("*")):
+                place = target / file.relative_to(name)
+                if file.is_dir():
+                    place.mkdir(parents=True, exist_ok=True)
+                else:
+                    place.parent.mkdir(exist_ok=True)
+                    file.replace(place)
+    except FAILURES as error:
+        raise _save_error(target, error) from error
+    return target
+
+
+def _save_error(target: Path, error: Exception) -> SaveError:
+    if isinstance(error, SaveError):
+        return error
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = "free space or choose another place" if full else "choose another place"
+    return SaveError(f"could not write {target}: {reason}; {advice}")

@@ -1,0 +1,290 @@
+"""Decoder-only models with rotary positions: a gist is an ordinary KV-cache prefix.
+
+The trick: rotary attention sees only differences of positions, so `[instruction]<GIST>*k` is run at
+positions -P .. k-1. The gist lands at 0 .. k-1 whatever P is, and every library and engine takes it
+for the first k tokens of a sequence.
+
+    compress   positions  -3 -2 -1  0  1          keep the last two columns
+               tokens      a  b  c  G  G
+    read       positions   0  1 | 2  3            cache | input
+               tokens      G  G | x  y
+
+Inputs of different lengths are padded between gist and input and masked; positions are counted over
+what is not padding. A sliding window counts cache slots, padding too, so where a window could bind
+rows are read in groups of one length.
+
+Shapes: B batch, P instruction, K gist tokens, L input, H heads, D head size, N layers.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
+from transformers.masking_utils import create_masks_for_generate
+from transformers.utils.generic import ModelOutput
+
+from gistkit import masks
+from gistkit.errors import OptionError, PromptError
+from gistkit.gist import Prefix
+from gistkit.models.base import Adapter, by_length, pad_right, relabelled, rows_of
+from gistkit.models.kv_batch import RoomyRows, Rows, WaveRows
+
+
+class CausalAdapter(Adapter):
+    """Any rotary decoder of the families table."""
+
+    padding_side = "left"
+    default_template = "decoder"
+    can_cache_prompts = True
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self.text_config = model.config.get_text_config()
+        # a sliding window counts padding, too, so there rows begin together and are of one length
+        self.rows_join = self.rows_differ = self.window is None
+
+    @property
+    def max_positions(self) -> int | None:
+        """Positions the model was made for; fewer where its rotation changes past a length."""
+        config = self.text_config
+        limits = [config.max_position_embeddings]
+        for rope in rope_parameters(config):
+            if rope["rope_type"] in ("dynamic", "longrope"):
+                limits.append(rope.get("original_max_position_embeddings", limits[0]))
+        return int(min(limits))
+
+    @property
+    def window(self) -> int | None:
+        """The sliding window in tokens, or None where every layer sees everything."""
+        kinds = getattr(self.text_config, "layer_types", None)
+        window = getattr(self.text_config, "sliding_window", None)
+        if window is None or (kinds is not None and "sliding_attention" not in kinds):
+            return None
+        return int(window)
+
+    def forward(
+        self,
+        ids: Tensor,
+        padding: Tensor,
+        *,
+        gist_id: int,
+        condition: str | Sequence[str],
+        documents: Tensor | None = None,
+        labels: Tensor | None = None,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """See `Adapter.forward`. Each layer gets the mask of its type, so sliding windows stay."""
+        counted = count_positions(padding) if documents is None else masks.positions(documents)
+        segments = relabelled(ids, gist_id, condition, documents)
+        mask = create_masks_for_generate(
+            config=self.model.config,
+            inputs_embeds=torch.empty((*ids.shape, 0), dtype=self.model.dtype, device=ids.device),
+            attention_mask=padding,
+            past_key_values=None,
+            position_ids=counted,
+            and_mask_function=masks.attends(segments, documents),
+        )
+        output: ModelOutput = (self.model if model is None else model)(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=counted,
+            labels=labels,
+            use_cache=False,
+            **kwargs,
+        )
+        return output
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """The next position's label."""
+        return nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+
+    @torch.no_grad()
+    def compress(self, ids: Tensor, padding: Tensor, num_gist_tokens: int) -> dict[str, Tensor]:
+        """Keys and values [B, H, K, D] of each layer at positions 0 .. K-1 (raises OptionError)."""
+        if self.window is not None and num_gist_tokens >= self.window:
+            raise OptionError(
+                f"{num_gist_tokens} gist tokens do not fit the model's sliding window of "
+                f"{self.window} tokens; choose fewer"
+            )
+        first = num_gist_tokens - ids.shape[1]
+        positions = torch.arange(first, num_gist_tokens, device=ids.device).expand(ids.shape)
+        return self._keep(ids, padding, positions, num_gist_tokens)
+
+    @torch.no_grad()
+    def cache_prompt(self, ids: Tensor, padding: Tensor) -> dict[str, Tensor]:
+        """Keys and values of the whole prompt (raises PromptError past a sliding window)."""
+        if self.window is not None and ids.shape[1] >= self.window:
+            raise PromptError(
+                f"a prompt of {ids.shape[1]} tokens does not fit the sliding window of "
+                f"{self.window}; generate with instructions= instead"
+            )
+        return self._keep(ids, padding, count_positions(padding), ids.shape[1])
+
+    def _keep(
+        self, ids: Tensor, padding: Tensor, positions: Tensor, last: int
+    ) -> dict[str, Tensor]:
+        cache = DynamicCache(config=self.text_config)
+        self.model.base_model(
+            input_ids=ids,
+            attention_mask=padding,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        # clone: a slice would keep the whole pass's cache alive
+        return {
+            f"layers.{i}.{name}": tensor[:, :, -last:].clone()
+            for i, (keys, values, *_) in enumerate(cache)
+            for name, tensor in (("keys", keys), ("values", values))
+        }
+
+    def generate(
+        self,
+        ids: Tensor,
+        padding: Tensor,
+        prefix: Prefix | None,
+        options: GenerationConfig,
+        *,
+        gist_id: int,
+        **more: Any,
+    ) -> Tensor:
+        """See `Adapter.generate`. Raises PromptError where the sequence would get too long."""
+        kept = 0 if prefix is None else prefix.num_tokens
+        total = kept + ids.shape[1] + options.max_new_tokens
+        self._check_length(total)
+        if self._window_binds(total, padding):
+            return self._generate_by_length(ids, padding, prefix, options, gist_id=gist_id, **more)
+        if prefix is not None:
+            ids, padding, cache = self._on_top(ids, padding, prefix, gist_id)
+            copies = max(options.num_beams, options.num_return_sequences)
+            if copies > 1:  # generate repeats its inputs, but not a cache it is given
+                cache.batch_repeat_interleave(copies)
+            more["past_key_values"] = cache
+        output = self.model.generate(
+            input_ids=ids,
+            attention_mask=padding,
+            generation_config=options,
+            synced_gpus=False,  # a process answers by itself, also among several
+            **more,
+        )
+        assert isinstance(output, Tensor)
+        return output[:, ids.shape[1] :]
+
+    def read(
+        self, ids: Tensor, padding: Tensor, prefix: Prefix | None, *, gist_id: int, **inputs: Any
+    ) -> ModelOutput:
+        """See `Adapter.read`. With a binding sliding window all rows must have one length."""
+        new = ids.shape[1]
+        cache: DynamicCache | None = None
+        if prefix is not None:
+            ids, padding, cache = self._on_top(ids, padding, prefix, gist_id)
+        assert not self._window_binds(ids.shape[1], padding[:, -new:]), "read rows of one length"
+        output: ModelOutput = self.model(
+            input_ids=ids[:, -new:],
+            attention_mask=padding,
+            position_ids=count_positions(padding)[:, -new:],
+            past_key_values=cache,
+            **inputs,
+        )
+        return output
+
+    @torch.no_grad()
+    def begin(self, ids: Tensor, padding: Tensor, prefix: Prefix | None, *, gist_id: int) -> Rows:
+        """See `Adapter.begin`."""
+        output = self.read(ids, padding, prefix, gist_id=gist_id, use_cache=True, logits_to_keep=1)
+        cache, logits = output["past_key_values"], output["logits"][:, -1]
+        if not self.rows_join:
+            return _WindowRows(self.model, cache, logits)
+        if prefix is not None:
+            padding = torch.cat([prefix.expand(len(ids)).mask.to(padding.device), padding], dim=1)
+        return RoomyRows(self.model, cache, padding, logits)
+
+    @cached_property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of every layer, as one token leaves them."""
+        one = torch.zeros((1, 1), dtype=torch.long, device=self.model.device)
+        kept = self.cache_prompt(one, torch.ones_like(one))
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+
+    def _on_top(
+        self, ids: Tensor, padding: Tensor, prefix: Prefix, gist_id: int
+    ) -> tuple[Tensor, Tensor, DynamicCache]:
+        prefix = prefix.expand(len(ids)).to(device=ids.device)
+        kinds = None if self.window is None else self.text_config  # reading them takes a while
+        names = [f"layers.{i}" for i in range(len(prefix.tensors) // 2)]
+        pairs = [(prefix.tensors[f"{n}.keys"], prefix.tensors[f"{n}.values"]) for n in names]
+        cache = DynamicCache(pairs, config=kinds)
+        kept = prefix.mask
+        placeholders = torch.full_like(kept, gist_id)
+        return (
+            torch.cat([placeholders, ids], dim=1),
+            torch.cat([kept, padding], dim=1),
+            cache,
+        )
+
+    def _check_length(self, total: int) -> None:
+        if self.max_positions is not None and total > self.max_positions:
+            raise PromptError(
+                f"{total} tokens (gist, input and new ones) are more than the {self.max_positions} "
+                "this model can place; shorten the input or max_new_tokens"
+            )
+
+    def _window_binds(self, total: int, padding: Tensor) -> bool:
+        ragged = bool((padding == 0).any())
+        return self.window is not None and total > self.window and ragged
+
+    def _generate_by_length(
+        self,
+        ids: Tensor,
+        padding: Tensor,
+        prefix: Prefix | None,
+        options: GenerationConfig,
+        *,
+        gist_id: int,
+        **more: Any,
+    ) -> Tensor:
+        copies = options.num_return_sequences
+        parts: dict[int, Tensor] = {}
+        expanded = None if prefix is None else prefix.expand(len(ids))
+        for rows in by_length(padding):
+            length = int(padding[rows[0]].sum())
+            output = self.generate(
+                ids[rows, -length:],
+                padding[rows, -length:],
+                rows_of(expanded, rows),
+                options,
+                gist_id=gist_id,
+                **more,
+            )
+            for i, row in enumerate(rows.tolist()):
+                for copy in range(copies):
+                    parts[row * copies + copy] = output[i * copies + copy]
+        return pad_right(parts, int(options.pad_token_id))
+
+
+class _WindowRows(WaveRows):
+    """Rows of one length, hence without padding, in a model with sliding windows."""
+
+    def __init__(self, model: Any, cache: Cache, logits: Tensor) -> None:
+        super().__init__(cache, logits)
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """See `WaveRows.forward`; where nothing is padded positions count themselves."""
+        output = self.model(input_ids=tokens, past_key_values=self.cache)
+        return output["logits"]  # type: ignore[no-any-return]
+
+
+def count_positions(padding: Tensor) -> Tensor:
+    """Positions [B, S] counted over what is not padding, as `generate` counts them."""
+    return (padding.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def rope_parameters(config: Any) -> list[dict[str, Any]]:
+    """The rotary settings of a config: one for all layers, or one for each layer type."""
+    rope = config.rope_parameters
+    return [rope] if "rope_type" in rope else [one for one in rope.values() if one]

@@ -1,0 +1,98 @@
+"""The released checkpoints: what each is, and which sum the published check expects.
+
+Nothing here was tried on the real weights, which could not be downloaded where this was written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from gistkit.models.config import GistConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """One of them.
+
+    Attributes:
+        condition: the masks it was trained under.
+        template: its prompt template.
+        base: the model it was trained from.
+        shapes: tensor -> shape that tell it from a stand-in of the same name.
+        weight_sum: sum of all weights of the tuned model, rotary buffers included; None where the
+            release is the whole model and needs no base.
+    """
+
+    condition: str
+    template: str
+    base: str
+    shapes: Mapping[str, tuple[int, ...]]
+    weight_sum: float | None = None
+    num_gist_tokens: int = 1
+
+    @property
+    def is_diff(self) -> bool:
+        """Only the difference to `base` was released."""
+        return self.weight_sum is not None
+
+    def gist_config(self) -> GistConfig:
+        """What its `gist_config.json` would say if it had one."""
+        return GistConfig(
+            num_gist_tokens=(self.num_gist_tokens,),
+            conditions=(self.condition,),
+            template=self.template,
+            base_model=self.base,
+        )
+
+
+def _llama(condition: str, weight_sum: float) -> Released:
+    return Released(
+        condition=condition,
+        template="decoder",
+        base="llama-7b",
+        shapes={
+            "model.embed_tokens.weight": (32001, 4096),
+            "model.layers.31.mlp.up_proj.weight": (11008, 4096),
+        },
+        weight_sum=weight_sum,
+    )
+
+
+def _flan_t5(condition: str) -> Released:
+    return Released(
+        condition=condition, template="encoder-decoder", base="google/flan-t5-xxl", shapes={}
+    )
+
+
+RELEASED: Mapping[str, Released] = MappingProxyType(
+    {
+        "jayelm/llama-7b-gist-1": _llama("gist", 50547.9570),
+        "jayelm/llama-7b-pos_control-1": _llama("pos_control", 50596.9141),
+        "jayelm/llama-7b-neg_control-1": _llama("neg_control", 50503.8789),
+        "jayelm/flan-t5-xxl-gist-1": _flan_t5("gist"),
+        "jayelm/flan-t5-xxl-pos_control-1": _flan_t5("pos_control"),
+        "jayelm/flan-t5-xxl-neg_control-1": _flan_t5("neg_control"),
+    }
+)
+"""By hub id."""
+
+
+def released(path_or_hub_id: str) -> Released | None:
+    """The release of that hub id; also of a folder that is called like one, or holds its download.
+
+    >>> released("downloads/llama-7b-pos_control-1").condition
+    'pos_control'
+    """
+    parts = Path(path_or_hub_id).parts
+    for hub_id, release in RELEASED.items():
+        cached = "models--" + hub_id.replace("/", "--")
+        if path_or_hub_id == hub_id or hub_id.split("/")[1] in parts[-1:] or cached in parts:
+            return release
+    return None
+
+
+def released_config(path_or_hub_id: str) -> GistConfig | None:
+    """What a released checkpoint was taught; None for any other."""
+    release = released(path_or_hub_id)
+    return None if release is None else release.gist_config()

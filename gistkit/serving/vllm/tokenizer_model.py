@@ -1,0 +1,92 @@
+"""A gist model without its weights: tokenizer, templates, sizes; enough to write prompts.
+
+The weights are elsewhere, and their fingerprint is told by whoever has them.
+"""
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from gistkit.errors import NotAGistModelError, UnsupportedModelError
+from gistkit.model import GistModel
+from gistkit.models import loading
+from gistkit.models.config import GistConfig
+from gistkit.models.families import adapter_class
+from gistkit.paper.weights.released import released_config
+from gistkit.prompts import GIST_TOKEN
+
+
+class Hollow(GistModel):
+    """See above. It encodes and decodes text and checks numbers; it computes nothing.
+
+    Args:
+        fingerprint: of the weights that it stands for.
+    """
+
+    def __init__(
+        self,
+        hf_model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: GistConfig,
+        fingerprint: str,
+    ) -> None:
+        super().__init__(hf_model, tokenizer, config)
+        self._told = fingerprint
+
+    @property
+    def fingerprint(self) -> str:
+        """As it was told."""
+        return self._told
+
+
+def hollow(path_or_hub_id: str, fingerprint: str, *, cache_dir: str | None = None) -> Hollow:
+    """A model's folder or hub id, without reading its weights.
+
+    Raises:
+        ModelNotFoundError: nothing there, or it cannot be read.
+        NotAGistModelError: its tokenizer has no `<GIST>`.
+        UnsupportedModelError: vLLM cannot serve its gists.
+    """
+    path = check_servable(path_or_hub_id, cache_dir=cache_dir)
+    model_config = loading.load_config(path, cache_dir=cache_dir)
+    tokenizer = loading.load_tokenizer(path, cache_dir=cache_dir)
+    if GIST_TOKEN not in tokenizer.get_vocab():
+        raise NotAGistModelError(
+            f"{path} is not a gist model: its tokenizer has no {GIST_TOKEN}; train it first "
+            "(gistkit train)"
+        )
+    config = loading.load_gist_config(path, cache_dir=cache_dir) or released_config(path)
+    if config is None:
+        config = GistConfig(template=adapter_class(model_config).default_template)
+    with torch.device("meta"):  # shapes only
+        empty = loading.auto_class(model_config).from_config(model_config)
+    if (generation := _generation(path, cache_dir)) is not None:
+        empty.generation_config = generation
+    return Hollow(empty.eval(), tokenizer, config, fingerprint)
+
+
+def check_servable(path_or_hub_id: str, *, cache_dir: str | None = None) -> str:
+    """The path that vLLM is to load.
+
+    Raises:
+        ModelNotFoundError: nothing there, or it cannot be read.
+        UnsupportedModelError: vLLM cannot serve its gists.
+    """
+    path = loading.resolve(path_or_hub_id)
+    if loading.adapter_base(path, cache_dir=cache_dir) is not None:
+        raise UnsupportedModelError(
+            f"{path} is a LoRA adapter, and vLLM needs a whole model: "
+            "GistModel.from_pretrained(adapter).save_pretrained(folder) makes one"
+        )
+    if loading.load_config(path, cache_dir=cache_dir).is_encoder_decoder:
+        raise UnsupportedModelError(
+            "vLLM serves gists of decoder-only models, not of encoder-decoders; leave out "
+            "--engine vllm"
+        )
+    return path
+
+
+def _generation(path: str, cache_dir: str | None) -> GenerationConfig | None:
+    try:
+        return GenerationConfig.from_pretrained(path, cache_dir=cache_dir)
+    except OSError:  # there is none
+        return None

@@ -5,9 +5,9 @@ import warnings
 from typing import Any
 
 import pytest
-from benchmark_command import AsJson, Command
 
 from gistkit.cli import main
+from tests.benchmark.benchmark_command import AsJson, Command
 
 
 @pytest.fixture

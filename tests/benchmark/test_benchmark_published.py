@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_command import AsJson
 
 from gistkit.benchmark.examples import run_examples
 from gistkit.benchmark.rows import GIST, INSTRUCTION, STANDARD
@@ -14,6 +13,7 @@ from gistkit.models import decoder
 from gistkit.prompts import Example
 from gistkit.testing import byte_tokenizer, tiny_gist_model, tiny_model
 from gistkit.train import run_config
+from tests.benchmark.benchmark_command import AsJson
 
 EXAMPLES = [Example("Answer in one word.", "Capital?", "Paris"), Example("Name a color.", "", "r")]
 PUBLISHED = [

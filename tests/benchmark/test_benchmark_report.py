@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmark_command import AsJson, Command
+
+from tests.benchmark.benchmark_command import AsJson, Command
 
 LLAMA = "pytorch-llama-7b-benchmarking-human.csv"
 LLAMA_INSTRUCTION = "pytorch-llama-7b-benchmarking-prompt-human.csv"

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from benchmark_command import AsJson, Command
 from torch import Tensor
 
 from gistkit import Gist, GistModel
@@ -16,6 +15,7 @@ from gistkit.models import decoder, encoder_decoder
 from gistkit.models.decoder import CausalAdapter
 from gistkit.models.families import FAMILIES
 from gistkit.testing import tiny_gist_model
+from tests.benchmark.benchmark_command import AsJson, Command
 
 PAIRS = [("Answer in one word.", "Capital?"), ("Tell me a long story about a dog.", "Now. Go")]
 DTYPES = [torch.float32, torch.bfloat16]

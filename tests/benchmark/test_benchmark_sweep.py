@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_command import AsJson, Command
 
 from gistkit.benchmark import measure as measuring
 from gistkit.benchmark.measure import measure
 from gistkit.benchmark.modes import Prompts
 from gistkit.benchmark.sweep import random_prompts
 from gistkit.testing import tiny_gist_model
+from tests.benchmark.benchmark_command import AsJson, Command
 
 SMALL = (
     "--rounds", 2, "--warmup", 0, "--batch-size", 1, "--batch-size", 2, "--instruction-tokens", 8,

@@ -4,10 +4,10 @@ import warnings
 from pathlib import Path
 
 import pytest
-from console import Ended, Run
 
 from gistkit.cli import main
 from gistkit.testing import tiny_gist_model
+from tests.cli.console import Ended, Run
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from console import Run
 
 from gistkit.fidelity import MIN_FIDELITY, fidelity_of, measure_fidelity
 from gistkit.gist import Gist
 from gistkit.model import GistModel
 from gistkit.store import GistKey, GistStore
+from tests.cli.console import Run
 
 INSTRUCTION = "Everything costs nine coins. You are Nora."
 INPUTS = ["Tom wants a cake", "A boat for Ada please"]

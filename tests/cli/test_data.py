@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from console import Run
+from tests.cli.console import Run
 
 ROW = {"instruction": "Sing.", "input": "", "output": "la"}
 HUMAN = {"instruction": "Hum.", "instances": [{"input": "", "output": "mm"}]}

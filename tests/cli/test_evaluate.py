@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from console import Run
 
 from gistkit.data.examples import write_examples
 from gistkit.evaluation.saved import KeptAnswers
 from gistkit.prompts import Example
+from tests.cli.console import Run
 
 EXAMPLES = [
     Example("Answer in one word.", "Capital of France?", "Paris"),

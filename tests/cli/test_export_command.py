@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from console import Run
 
 from gistkit.gist import Gist
+from tests.cli.console import Run
 
 
 @pytest.fixture

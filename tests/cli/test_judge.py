@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from console import Run
-from judging import arguments, endpoint, load, write
 
 from gistkit.evaluation.judge.fake import FakeEndpoint, faults
+from tests.cli.console import Run
+from tests.cli.judging import arguments, endpoint, load, write
 
 KEY = "sk-secret-of-ours"
 

@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from console import Run
-from judging import arguments, load
 
 from gistkit.errors import SaveError
 from gistkit.evaluation.judge.endpoint import Answer, Usage
@@ -19,6 +17,8 @@ from gistkit.evaluation.judge.fake import FakeEndpoint, faults
 from gistkit.evaluation.judge.journal import Ledger
 from gistkit.evaluation.judge.pairs import Pair, Question
 from gistkit.evaluation.judge.prompt import Verdict
+from tests.cli.console import Run
+from tests.cli.judging import arguments, load
 
 
 @pytest.fixture(autouse=True)

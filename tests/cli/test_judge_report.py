@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from console import Run
 
 from gistkit.evaluation.judge.pairs import questions, read_pairs
+from tests.cli.console import Run
 
 
 def published(shared: Path) -> list[Path]:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from console import Run
 
 from gistkit.model import GistModel
+from tests.cli.console import Run
 
 PROMPTS = [
     {"instruction": "Translate to French.", "input": "cat"},

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from console import Run
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gistkit.testing import byte_tokenizer, tiny_gist_model, tiny_model
+from tests.cli.console import Run
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-from console import Run
 
 from gistkit.gist import Gist, instruction_hash
 from gistkit.model import GistModel
+from tests.cli.console import Run
 
 INSTRUCTION = "Translate to French."
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from console import Run
+
+from tests.cli.console import Run
 
 KINDS = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from console import Run
 
 from gistkit.errors import OptionError, UnavailableError
 from gistkit.integrations.asked import Served
@@ -22,6 +21,7 @@ from gistkit.serving.vllm.tokenizer_model import hollow
 from gistkit.serving.vllm.wire import BrokenError, EndpointError
 from gistkit.store import GistKey
 from gistkit.testing import tiny_gist_model
+from tests.cli.console import Run
 
 
 @pytest.mark.parametrize(

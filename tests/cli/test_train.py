@@ -4,7 +4,8 @@ import sys
 from types import ModuleType
 
 import pytest
-from console import Run
+
+from tests.cli.console import Run
 
 
 def test_train_passes_every_argument_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 from runpy import run_module
 
 import pytest
-from console import Run
 
 from gistkit.model import GistModel
 from gistkit.testing import byte_tokenizer, tiny_model
+from tests.cli.console import Run
 
 
 def base_of(decoder: Path, folder: Path) -> Path:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from launching import launch
+
+from tests.distributed.launching import launch
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from launching import TORCHRUN, launch, losses, same_weights, scores
+
+from tests.distributed.launching import TORCHRUN, launch, losses, same_weights, scores
 
 pytestmark = [pytest.mark.slow, pytest.mark.deepspeed]
 

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import TORCHRUN, launch, losses, same_weights, scores
+
+from tests.distributed.launching import TORCHRUN, launch, losses, same_weights, scores
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 import pytest
-from golden import FOLDER, Case, assert_equal, every
 from torch import Tensor
 
 from gistkit import masks
@@ -16,6 +15,7 @@ from gistkit.data.collate import IGNORED, Batch, Collator, Limits
 from gistkit.models.loading import gist_id_of, load_tokenizer
 from gistkit.prompts import TEMPLATES, EncodedExample, Example, PromptEncoder
 from gistkit.testing import tiny_model
+from tests.golden.golden import FOLDER, Case, assert_equal, every
 
 pytestmark = pytest.mark.golden
 

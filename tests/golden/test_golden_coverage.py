@@ -1,7 +1,8 @@
 """No reference case is passed over in silence."""
 
 import pytest
-from golden import FOLDER, Case, case_files
+
+from tests.golden.golden import FOLDER, Case, case_files
 
 pytestmark = pytest.mark.golden
 

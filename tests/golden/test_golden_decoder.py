@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from golden import Case, adapter, assert_close, assert_equal, every, rotate
 from torch import Tensor
 from transformers import GenerationConfig
 
 from gistkit import masks
 from gistkit.gist import Gist, Prefix, Provenance
 from gistkit.models.base import Adapter
+from tests.golden.golden import Case, adapter, assert_close, assert_equal, every, rotate
 
 pytestmark = pytest.mark.golden
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from golden import Case, adapter, assert_close, assert_equal, every
 from torch import Tensor
 from transformers import GenerationConfig
 
 from gistkit import masks
 from gistkit.gist import Gist, Provenance
+from tests.golden.golden import Case, adapter, assert_close, assert_equal, every
 
 pytestmark = pytest.mark.golden
 

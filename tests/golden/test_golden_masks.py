@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from golden import FOLDER, assert_equal
 from torch import Tensor
 
 from gistkit import masks
 from gistkit.errors import MaskError
+from tests.golden.golden import FOLDER, assert_equal
 
 pytestmark = pytest.mark.golden
 

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
-from engines import random_model
 
 from gistkit import GistModel
+from tests.integrations.engines import random_model
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 

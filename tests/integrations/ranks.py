@@ -1,10 +1,11 @@
-"""Two tensor-parallel ranks serve gists; prints "equal". python ranks.py FOLDER HEADS"""
+"""Two tensor-parallel ranks serve gists; prints "equal". Arguments: FOLDER HEADS."""
 
 import sys
 from pathlib import Path
 
 import torch
-from engines import KS, random_model, serving
+
+from tests.integrations.engines import KS, random_model, serving
 
 INSTRUCTIONS = ("Say it backwards.", "Everything costs nine coins. You are Nora and never laugh.")
 

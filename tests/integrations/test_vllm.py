@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from engines import KS, Request, Served, params, serving
 
 from gistkit import GistModel
 from gistkit.gist import Gist
+from tests.integrations.engines import KS, Request, Served, params, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -186,10 +186,10 @@ def test_several_answers_from_one_gist(served: Served) -> None:
 @pytest.mark.parametrize("heads", [2, 1], ids=["a head each", "one head for both"])
 def test_tensor_parallel(heads: int, tmp_path: Path) -> None:
     """In a process of its own: vLLM reads where to put its ranks once."""
-    script = Path(__file__).with_name("ranks.py")
     more = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(heads)],
+        [sys.executable, "-m", "tests.integrations.ranks", str(tmp_path), str(heads)],
+        cwd=Path(__file__).parents[2],
         env=os.environ | more,
         capture_output=True,
         text=True,

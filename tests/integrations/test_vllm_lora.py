@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from engines import Served, params, random_model, serving
 from safetensors.torch import save_file
 
 from gistkit import GistModel
 from gistkit.store import GistKey
+from tests.integrations.engines import Served, params, random_model, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

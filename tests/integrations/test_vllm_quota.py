@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from engines import serving
 
 from gistkit import GistModel
 from gistkit.store import GistStore
+from tests.integrations.engines import serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from engines import serving
 
 from gistkit import GistModel
 from gistkit.errors import UnsupportedModelError
 from gistkit.integrations.refusals import refuse
 from gistkit.testing import tiny_gist_model
+from tests.integrations.engines import serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

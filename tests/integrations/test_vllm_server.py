@@ -18,11 +18,11 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from engines import KS, random_model
 
 from gistkit import GistModel
 from gistkit.integrations.server import MODULE
 from gistkit.serving.vllm.process import _free_port
+from tests.integrations.engines import KS, random_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

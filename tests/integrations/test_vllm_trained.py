@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-from engines import Served, serving
 
 from gistkit import GistModel
 from gistkit.data import tasks
 from gistkit.metrics import exact_match
+from tests.integrations.engines import Served, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from engines import Served, params, serving
 
 from gistkit import GistModel
 from gistkit.gist import Gist
 from gistkit.store import GistKey
+from tests.integrations.engines import Served, params, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from asked import INPUTS, INSTRUCTIONS, brief
 
 from gistkit import Gist, GistModel, Prefix
 from gistkit.errors import (
@@ -15,6 +14,7 @@ from gistkit.errors import (
 from gistkit.gist import instruction_hash
 from gistkit.models.config import GistConfig
 from gistkit.testing import tiny_gist_model
+from tests.model.asked import INPUTS, INSTRUCTIONS, brief
 
 # compress
 

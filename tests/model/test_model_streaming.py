@@ -4,7 +4,6 @@ import threading
 from typing import Any
 
 import pytest
-from asked import INPUTS, INSTRUCTIONS, brief
 
 from gistkit import GistModel
 from gistkit.errors import (
@@ -13,6 +12,7 @@ from gistkit.errors import (
     PromptError,
 )
 from gistkit.testing import tiny_gist_model
+from tests.model.asked import INPUTS, INSTRUCTIONS, brief
 
 
 def pieces(model: GistModel, *args: Any, **options: Any) -> list[str]:

@@ -5,7 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from paths import (
+from torch import Tensor
+
+from gistkit.gist import Gist
+from gistkit.models import decoder, encoder_decoder
+from gistkit.models.decoder import CausalAdapter
+from tests.parity.paths import (
     FAMILY_NAMES,
     TOLERANCE,
     adapter,
@@ -18,11 +23,6 @@ from paths import (
     pad,
     read,
 )
-from torch import Tensor
-
-from gistkit.gist import Gist
-from gistkit.models import decoder, encoder_decoder
-from gistkit.models.decoder import CausalAdapter
 
 WRONG = 1e-2
 ROWS = draw(60, [(20, 2, 5), (7, 2, 5)])

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from paths import GIST, TOLERANCE, Row, adapter, draw, from_gist, gap, masked, read
 from torch import Tensor
 
 from gistkit.models.families import adapter_for
 from gistkit.testing import tiny_model
+from tests.parity.paths import GIST, TOLERANCE, Row, adapter, draw, from_gist, gap, masked, read
 
 SHAPES = [(9, 2, 5), (30, 5, 12), (1, 1, 1), (17, 10, 3)]
 CONDITIONS = ["gist", "pos_control", "neg_control"]

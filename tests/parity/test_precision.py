@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from paths import FAMILY_NAMES, draw, from_gist, masked
 from torch import Tensor
 
 from gistkit.models.families import adapter_for
 from gistkit.testing import tiny_model
+from tests.parity.paths import FAMILY_NAMES, draw, from_gist, masked
 
 ROUNDINGS = 24
 SHAPES = [(100, 2, 20), (7, 5, 40), (33, 1, 3)]

@@ -3,12 +3,12 @@
 from typing import Any
 
 import pytest
-from paths import TOLERANCE, compress, draw, from_gist, gap, generate, masked, stepwise
 
 from gistkit.errors import PromptError, UnsupportedModelError
 from gistkit.models.base import Adapter
 from gistkit.models.families import adapter_class, adapter_for
 from gistkit.testing import tiny_gist_model, tiny_model
+from tests.parity.paths import TOLERANCE, compress, draw, from_gist, gap, generate, masked, stepwise
 
 ORIGINAL = 64
 THETA = {"rope_theta": 10000.0}

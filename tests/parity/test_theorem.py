@@ -9,7 +9,8 @@ import random
 
 import pytest
 import torch
-from paths import (
+
+from tests.parity.paths import (
     DECODERS,
     FAMILY_NAMES,
     TOLERANCE,

@@ -8,7 +8,13 @@ from functools import cache
 from typing import Any
 
 import pytest
-from paths import (
+
+from gistkit.errors import OptionError, PromptError
+from gistkit.gist import Gist
+from gistkit.models.base import Adapter
+from gistkit.models.families import adapter_for
+from gistkit.testing import tiny_model
+from tests.parity.paths import (
     TOLERANCE,
     as_prefix,
     cache_prompt,
@@ -22,12 +28,6 @@ from paths import (
     read,
     stepwise,
 )
-
-from gistkit.errors import OptionError, PromptError
-from gistkit.gist import Gist
-from gistkit.models.base import Adapter
-from gistkit.models.families import adapter_for
-from gistkit.testing import tiny_model
 
 WINDOW = 16
 ALTERNATING: dict[str, Any] = {"use_sliding_window": True, "max_window_layers": 1}

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_engine import FakeEngine
-from http_running import Running, running
 
 from gistkit.store import GistStore
 from gistkit.testing import tiny_gist_model
+from tests.serving.fake_engine import FakeEngine
+from tests.serving.http_running import Running, running
 
 
 @pytest.fixture

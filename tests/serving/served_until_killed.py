@@ -2,12 +2,11 @@
 
 from multiprocessing.connection import Connection
 
-from fake_engine import FakeEngine
-
 from gistkit.serving.app import make_app
 from gistkit.serving.run import Server, listen
 from gistkit.store import GistStore
 from gistkit.testing import tiny_gist_model
+from tests.serving.fake_engine import FakeEngine
 
 
 def serve_until_killed(root: str, told: Connection) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_running import deltas, serving, texts
 
 from gistkit.errors import GistFileError, OptionError, PromptError
 from gistkit.fidelity import Fidelity, fidelity_of, measure_fidelity
@@ -13,6 +12,7 @@ from gistkit.serving import local
 from gistkit.serving.engine import Prompt, Sampling
 from gistkit.serving.transformers_engine import TransformersEngine
 from gistkit.testing import tiny_gist_model
+from tests.serving.engine_running import deltas, serving, texts
 
 
 def test_many_who_ask_at_once_get_one_compression(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from engine_running import serving, until
 
 from gistkit.gist import Gist
 from gistkit.model import GistModel
 from gistkit.serving.engine import Prompt, Sampling
 from gistkit.serving.transformers_engine import TransformersEngine
 from gistkit.testing import tiny_gist_model
+from tests.serving.engine_running import serving, until
 
 INSTRUCTIONS = ["Be brief.", "Answer in capitals, and never twice.", "Sing of ships."]
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from engine_running import deltas, serving, texts, until
 
 from gistkit.errors import BusyError, GistMismatchError, PromptError, UnavailableError
 from gistkit.serving.batch import Batch
 from gistkit.serving.engine import Delta, Prompt, Sampling
 from gistkit.serving.transformers_engine import TransformersEngine
 from gistkit.testing import tiny_gist_model
+from tests.serving.engine_running import deltas, serving, texts, until
 
 LONG = Sampling(400)
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_running import deltas, serving, texts
 
 from gistkit.errors import OptionError
 from gistkit.serving.engine import Sampling
 from gistkit.serving.transformers_engine import TransformersEngine
 from gistkit.testing import tiny_gist_model
+from tests.serving.engine_running import deltas, serving, texts
 
 
 def test_the_same_seed_gives_the_same_answer_whatever_else_is_in_the_batch(tmp_path: Path) -> None:

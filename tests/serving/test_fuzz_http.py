@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import requests
 import schemathesis
-from http_running import Running, running
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
@@ -28,6 +27,7 @@ from schemathesis.specs.openapi.checks import (
 from gistkit.serving.transformers_engine import TransformersEngine
 from gistkit.store import GistStore
 from gistkit.testing import tiny_gist_model
+from tests.serving.http_running import Running, running
 
 CHECKS: list[Any] = [
     not_a_server_error,

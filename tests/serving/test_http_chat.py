@@ -5,10 +5,10 @@ from typing import Any
 
 import openai
 import pytest
-from fake_engine import FakeEngine
-from http_running import Running, running
 
 from gistkit.serving.limits import Settings
+from tests.serving.fake_engine import FakeEngine
+from tests.serving.http_running import Running, running
 
 SYSTEM = {"role": "system", "content": "Answer in one word."}
 USER = {"role": "user", "content": "one two three"}

@@ -4,7 +4,8 @@ from typing import Any
 
 import openai
 import pytest
-from http_running import Running
+
+from tests.serving.http_running import Running
 
 
 def ask(server: Running, prompt: Any = "one two three", **options: Any) -> Any:

@@ -6,12 +6,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from fake_engine import FakeEngine
-from http_running import Running, running
 
 from gistkit.errors import SaveError
 from gistkit.serving import door
 from gistkit.serving.limits import Settings
+from tests.serving.fake_engine import FakeEngine
+from tests.serving.http_running import Running, running
 
 USER = {"role": "user", "content": "one two three"}
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from fake_engine import FakeEngine
-from http_running import Running, running
 
 from gistkit.gist import Gist
 from gistkit.serving import door
 from gistkit.store import GistStore
 from gistkit.testing import tiny_gist_model
+from tests.serving.fake_engine import FakeEngine
+from tests.serving.http_running import Running, running
 
 BINARY = {"Content-Type": "application/octet-stream"}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import openai
 import pytest
-from fake_engine import FakeEngine
-from http_running import Running, running, spoken, wait_for
 
 from gistkit.errors import DataError, OptionError
 from gistkit.serving.keys import SCOPES, Keys, new_key, scope_of
+from tests.serving.fake_engine import FakeEngine
+from tests.serving.http_running import Running, running, spoken, wait_for
 
 OPEN = {"/health/live", "/health/ready"}
 BODIES = {

@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from fake_engine import FakeEngine
-from http_running import Running, running, wait_for
 
 from gistkit.serving import sse
 from gistkit.serving.limits import Settings
+from tests.serving.fake_engine import FakeEngine
+from tests.serving.http_running import Running, running, wait_for
 
 SLOW = {"model": "tiny", "prompt": "SLOW " * 100, "max_tokens": 100}  # 20 seconds
 

@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from http_running import Running, running, wait_for
 
 from gistkit.serving.transformers_engine import TransformersEngine
 from gistkit.store import GistStore
 from gistkit.testing import tiny_gist_model
+from tests.serving.http_running import Running, running, wait_for
 
 BRIEF = {"role": "system", "content": "Be brief."}
 

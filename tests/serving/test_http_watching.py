@@ -9,14 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_engine import FakeEngine
-from http_running import Running, running, spoken, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 
 from gistkit.serving import connection
 from gistkit.serving.gate import MOST
 from gistkit.serving.limits import Settings
 from gistkit.serving.logs import JsonLines, start_logging, tell_of_loop
+from tests.serving.fake_engine import FakeEngine
+from tests.serving.http_running import Running, running, spoken, wait_for
 
 SECRET = "the password is 1234"
 BODY = {

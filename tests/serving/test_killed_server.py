@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from served_until_killed import serve_until_killed
 
 from gistkit.store import GistKey, GistStore
 from gistkit.testing import tiny_gist_model
+from tests.serving.served_until_killed import serve_until_killed
 
 KILLS, CLIENTS, EACH = 40, 4, 6
 

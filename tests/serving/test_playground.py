@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
-from fake_engine import FakeEngine
-from http_running import Running, running
 
 from gistkit.serving.keys import Keys, new_key
 from gistkit.serving.playground import FOLDER
+from tests.serving.fake_engine import FakeEngine
+from tests.serving.http_running import Running, running
 
 FILES = sorted(path.name for path in FOLDER.iterdir())
 

@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from serve_process import command, refused, serving
+
+from tests.serving.serve_process import command, refused, serving
 
 SHOP = {"role": "system", "content": "Everything costs nine coins. You are Nora."}
 ORDER = {"role": "user", "content": "Tom wants a cake"}

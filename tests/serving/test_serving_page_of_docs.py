@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine
-from http_running import running
 
 from gistkit import GistModel
 from gistkit.serving.app import make_app
 from gistkit.serving.limits import Settings
 from gistkit.serving.transformers_engine import TransformersEngine
 from gistkit.store import GistStore
+from tests.serving.fake_engine import FakeEngine
+from tests.serving.http_running import running
 
 K, P = 4, 1000
 

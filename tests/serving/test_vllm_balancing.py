@@ -7,15 +7,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from engine_running import texts
-from fake_vllm import FakeVllm
-from vllm_running import ask, engine_on, saved, serving
 
 from gistkit.errors import BusyError, UnavailableError
 from gistkit.model import GistModel
 from gistkit.serving.engine import Prompt, Sampling
 from gistkit.serving.vllm.engine import Vllm
 from gistkit.store import GistStore
+from tests.serving.engine_running import texts
+from tests.serving.fake_vllm import FakeVllm
+from tests.serving.vllm_running import ask, engine_on, saved, serving
 
 Fakes = list[FakeVllm]
 WHOLE = {number for number in range(80) if number % 4 < 2}

@@ -4,15 +4,15 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from engine_running import texts
-from fake_vllm import LENGTH, FakeVllm
-from vllm_running import ask, serving
 
 from gistkit.errors import GistFileError, GistMismatchError, OptionError, PromptError
 from gistkit.model import GistModel
 from gistkit.serving.engine import Prompt, Sampling
 from gistkit.serving.vllm.engine import Vllm
 from gistkit.testing import tiny_gist_model
+from tests.serving.engine_running import texts
+from tests.serving.fake_vllm import LENGTH, FakeVllm
+from tests.serving.vllm_running import ask, serving
 
 INSTRUCTIONS = ("Be brief.", "Everything costs nine coins. You are Nora.")
 

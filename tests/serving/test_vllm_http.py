@@ -13,12 +13,12 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from fake_vllm import FakeVllm
-from http_running import Running, running
-from vllm_running import engine_on, saved, servers
 
 from gistkit.model import GistModel
 from gistkit.store import GistStore
+from tests.serving.fake_vllm import FakeVllm
+from tests.serving.http_running import Running, running
+from tests.serving.vllm_running import engine_on, saved, servers
 
 INSTRUCTION = "Everything costs nine coins. You are Nora."
 SYSTEM = {"role": "system", "content": INSTRUCTION}

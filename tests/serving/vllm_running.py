@@ -6,14 +6,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from fake_vllm import FakeVllm
-
 from gistkit.model import GistModel
 from gistkit.serving.engine import Delta, Prompt, Sampling
 from gistkit.serving.vllm.engine import Vllm
 from gistkit.serving.vllm.tokenizer_model import hollow
 from gistkit.store import GistStore
 from gistkit.testing import tiny_gist_model
+from tests.serving.fake_vllm import FakeVllm
 
 
 def saved(folder: Path) -> GistModel:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_pairs import Clock, Pair, make_pair
 
 from gistkit.store import GistStore
+from tests.store.store_pairs import Clock, Pair, make_pair
 
 
 @pytest.fixture(autouse=True)

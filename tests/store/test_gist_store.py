@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from store_pairs import Clock, Make, same
 
 from gistkit.errors import GistFileError, GistMismatchError, OptionError
 from gistkit.gist import Gist, Provenance
 from gistkit.store import Entry, GistStore
 from gistkit.store import store as store_module
+from tests.store.store_pairs import Clock, Make, same
 
 
 def test_what_is_held_in_memory_is_what_the_folder_has(

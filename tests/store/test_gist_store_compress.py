@@ -3,11 +3,11 @@
 import threading
 
 import pytest
-from store_pairs import same
 
 from gistkit.gist import Gist
 from gistkit.store import GistKey, GistStore
 from gistkit.testing import tiny_gist_model
+from tests.store.store_pairs import same
 
 
 def test_compressed_once_and_kept(store: GistStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,7 +268,7 @@ import os
 import sys
 from functools import partial
 sys.path.insert(0, sys.argv[2])
-from store_pairs import holds, make_pair
+from tests.store.store_pairs import holds, make_pair
 from gistkit.errors import GistkitError
 from gistkit.store import GistStore
 

@@ -9,9 +9,16 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
-from store_writers import EACH, crowd, same_version, version_of, versioned, write_until_killed
 
 from gistkit.store import GistStore
+from tests.store.store_writers import (
+    EACH,
+    crowd,
+    same_version,
+    version_of,
+    versioned,
+    write_until_killed,
+)
 
 KILLS, AT_ONCE = 200, 4
 

@@ -7,11 +7,11 @@ from uuid import uuid4
 
 import pytest
 from moto.server import ThreadedMotoServer
-from store_pairs import holds
 
 from gistkit.errors import GistFileError, MissingExtraError, OptionError, SaveError
 from gistkit.gist import Gist
 from gistkit.store import GistKey, GistStore
+from tests.store.store_pairs import holds
 
 Make = Callable[..., tuple[GistKey, Gist]]
 Open = Callable[[str], GistStore]

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from store_pairs import Clock, Make
 
 from gistkit.errors import GistFileError, OptionError, SaveError
 from gistkit.store import GistStore
+from tests.store.store_pairs import Clock, Make
 
 
 def test_time_passes(store: GistStore, pair: Make, clock: Clock, tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import raw, refused, save_base, train
 
 from gistkit import GistModel
 from gistkit.errors import MissingExtraError, ModelNotFoundError, OptionError
 from gistkit.models import lora
 from gistkit.training.arguments import parse_config
 from gistkit.training.lora import LoraArguments, parse_lora
+from tests.training.tiny_runs import raw, refused, save_base, train
 
 TEXTS = ["Be kind.", "Answer in one word, please.", "No."]
 INPUTS = ["Who are you?", "Where?", "What is the time?"]

@@ -18,10 +18,10 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors.torch import load_file
-from tiny_runs import losses, save_base, train
 from transformers.trainer_callback import TrainerState
 
 from gistkit.training import checkpoints
+from tests.training.tiny_runs import losses, save_base, train
 
 # Three epochs of four steps; checkpoints are within epochs, and between two lines of the log.
 # Three epochs of four steps; checkpoints lie within epochs and between two lines of the log.

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from tiny_runs import losses, raw, refused, run, save_base, train
 from transformers import TrainerCallback
 
 from gistkit import GistModel
@@ -18,6 +17,7 @@ from gistkit.errors import DataError, MissingExtraError, OptionError, SaveError,
 from gistkit.training import checkpoints
 from gistkit.training.arguments import parse_config
 from gistkit.training.safety import explained
+from tests.training.tiny_runs import losses, raw, refused, run, save_base, train
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import losses, raw, run, save_base, train
 
 from gistkit import GistModel
 from gistkit.models import lora
@@ -16,6 +15,7 @@ from gistkit.prompts import Example
 from gistkit.training import checkpoints
 from gistkit.training.arguments import TrainingConfig, parse_config
 from gistkit.training.trainer import Evaluate
+from tests.training.tiny_runs import losses, raw, run, save_base, train
 
 
 def slow(*case: Any) -> Any:

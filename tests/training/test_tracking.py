@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_job import config, make_evaluate
 
 from gistkit.training.arguments import WandbArguments
 from gistkit.training.job import run
+from tests.training.test_job import config, make_evaluate
 
 NAMES = WandbArguments(tag="mine", group="mine-gist-1tok", name="mine-gist-1tok-run-1")
 EXPECTED = {"train/loss", "train/learning_rate", "eval/unseen_rougeL", "eval/seen_exact_match"}

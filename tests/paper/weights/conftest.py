@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from stand_ins import (
+
+from gistkit.paper.weights.diff import make_diff
+from tests.paper.weights.stand_ins import (
     SMALL,
     make_base,
     make_tuned,
 )
-
-from gistkit.paper.weights.diff import make_diff
 
 
 @pytest.fixture(scope="module")

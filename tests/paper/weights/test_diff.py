@@ -7,15 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from stand_ins import (
-    SMALL,
-    contents,
-    make_base,
-    make_tuned,
-    make_unrelated,
-    same_bits,
-    save,
-)
 
 from gistkit.errors import ModelNotFoundError, OptionError, SaveError
 from gistkit.model import GistModel
@@ -25,6 +16,15 @@ from gistkit.paper.weights.diff import make_diff, recover
 from gistkit.paper.weights.manifest import CORRECTIONS, FILE_NAME
 from gistkit.paper.weights.verify import verify
 from gistkit.testing import VOCABULARY, tiny_model
+from tests.paper.weights.stand_ins import (
+    SMALL,
+    contents,
+    make_base,
+    make_tuned,
+    make_unrelated,
+    same_bits,
+    save,
+)
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 

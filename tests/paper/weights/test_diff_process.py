@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from stand_ins import (
+
+from gistkit.paper.weights.manifest import FILE_NAME
+from tests.paper.weights.stand_ins import (
     contents,
     same_bits,
 )
-
-from gistkit.paper.weights.manifest import FILE_NAME
 
 KILLED = """
 import os, signal, sys

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from stand_ins import contents, make_base, make_tuned, same_bits, save, save_as_released
 
 from gistkit.errors import OptionError, SaveError
 from gistkit.paper.weights import writing
@@ -15,6 +14,14 @@ from gistkit.paper.weights.automatic import recovered
 from gistkit.paper.weights.diff import make_diff, recover
 from gistkit.paper.weights.tensors import WeightFiles
 from gistkit.testing import tiny_model
+from tests.paper.weights.stand_ins import (
+    contents,
+    make_base,
+    make_tuned,
+    same_bits,
+    save,
+    save_as_released,
+)
 
 SHARED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 

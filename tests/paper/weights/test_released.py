@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from stand_ins import contents, copy_tokenizer, make_base, make_tuned, save_as_released
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -22,6 +21,13 @@ from gistkit.paper.weights.diff import recover
 from gistkit.paper.weights.released import RELEASED, Released
 from gistkit.paper.weights.tensors import WeightFiles
 from gistkit.testing import tiny_model
+from tests.paper.weights.stand_ins import (
+    contents,
+    copy_tokenizer,
+    make_base,
+    make_tuned,
+    save_as_released,
+)
 
 DIFFS = [name for name, release in RELEASED.items() if release.is_diff]
 ROWS = 4000  # of the toy tokenizer's vocabulary

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from http_running import Running
-from page_steps import Visit
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+
+from tests.serving.http_running import Running
+from tests.serving.page.page_steps import Visit
 
 SWITCHES = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),

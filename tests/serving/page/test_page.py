@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_engine import FakeEngine
-from http_running import Running, running
-from page_steps import Visit, ask, compress, facts, kilobytes
 from playwright.sync_api import Dialog, expect
 
 from gistkit import Gist, GistModel
 from gistkit.serving.keys import Keys, new_key
 from gistkit.serving.transformers_engine import TransformersEngine
 from gistkit.store import GistStore
+from tests.serving.fake_engine import FakeEngine
+from tests.serving.http_running import Running, running
+from tests.serving.page.page_steps import Visit, ask, compress, facts, kilobytes
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 

@@ -2,9 +2,10 @@
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from http_running import Running
-from page_steps import Visit, ask, compress
 from playwright.sync_api import Page, expect
+
+from tests.serving.http_running import Running
+from tests.serving.page.page_steps import Visit, ask, compress
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 

@@ -123,9 +123,9 @@ def _benchmark(config: "TrainingConfig", asked: "BenchmarkArguments") -> dict[st
     """
     import torch
 
-    from gistkit.benchmark.published import benchmark_examples
     from gistkit.model import GistModel
     from gistkit.models.inputs import move
+    from gistkit.paper.benchmark import benchmark_examples
     from gistkit.training.start import check_trained, output_folder, read_splits, start_model
 
     condition = next(iter(config.gist.condition))

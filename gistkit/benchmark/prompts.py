@@ -135,7 +135,7 @@ class Prompts:
         return TimedAnswer(clock.first - start, end - clock.first, answers, spent)
 
     def full_pass(self, mode: str, answers: Tensor) -> Tensor:
-        """Ids [B, T] that one pass under the mode's mask, without a cache, predicts at `answers`."""
+        """Ids [B, T] that one pass under the mode's mask, with no cache, predicts at `answers`."""
         more: dict[str, Any] = {}
         rows = self.rows
         if self.model.adapter.can_cache_prompts:

@@ -163,7 +163,7 @@ def _agreement(prompts: Prompts, answers: Mapping[str, torch.Tensor]) -> dict[st
         return float((ours == theirs).float().mean())
 
     return {
-        f"{mode} = full pass": share(ids, prompts.full_pass(mode, ids))
+        f"{mode} = full pass": share(ids, prompts.full_pass(mode, ids).argmax(-1))
         for mode, ids in answers.items()
     } | {
         f"{mode} = {STANDARD}": share(ids, answers[STANDARD])

@@ -8,7 +8,7 @@ These are `gistkit.baselines` without texts, under the names of the published fi
 model is measured, and an answer has exactly as many tokens as were asked for. Caches are made
 before, as a server has them; making them is measured apart.
 
-Shapes: B batch, T new tokens.
+Shapes: B batch, T new tokens, V vocabulary.
 """
 
 import time
@@ -135,7 +135,7 @@ class Prompts:
         return TimedAnswer(clock.first - start, end - clock.first, answers, spent)
 
     def full_pass(self, mode: str, answers: Tensor) -> Tensor:
-        """Ids [B, T] that one pass under the mode's mask, with no cache, predicts at `answers`."""
+        """Logits [B, T, V] of one pass under the mode's mask, with no cache, for answers [B, T]."""
         more: dict[str, Any] = {}
         rows = self.rows
         if self.model.adapter.can_cache_prompts:
@@ -152,8 +152,8 @@ class Prompts:
                 condition="gist" if mode == GIST else "pos_control",
                 **more,
             )
-        best: Tensor = output.logits[:, :-1].argmax(-1)
-        return best
+        logits: Tensor = output.logits[:, :-1]
+        return logits
 
     def _to_read(self, prefix: Prefix | None) -> tuple[Tensor, Tensor]:
         return self.model.pad(self.rows if prefix is None else self.inputs)

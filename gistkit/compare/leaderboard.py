@@ -19,7 +19,7 @@ from gistkit.prompts import Example
 from gistkit.report import error_bars, interval, new_figure, or_dash, save_figure, table
 from gistkit.stats import mean_interval, paired_difference, rate_interval
 
-MARKS = "osD^v<>PX*hdp8"
+MARKS = "osD^v<>PX*hdp8H+x123"
 PALETTE = (*range(0, 20, 2), *range(1, 20, 2))  # of tab20: strong colours first
 PANELS = {
     "exact_match": "exact match [%]",

@@ -17,7 +17,6 @@ import typer
 from gistkit.cli.compress import Device, Precision, check_together
 from gistkit.cli.run import emit, progress_bar, quiet_libraries, say
 from gistkit.errors import GistkitError, OptionError
-from gistkit.metrics import METRICS
 
 
 class Condition(StrEnum):
@@ -271,6 +270,8 @@ def _print_scores(
     from rich.table import Table
     from rich.text import Text
 
+    from gistkit.metrics import METRICS
+
     console = Console(file=sys.stdout, highlight=False)
     tables = [(title, scores, _mean)]
     if differences:
@@ -282,18 +283,19 @@ def _print_scores(
             table.add_column(Text(name, overflow="fold"))
         if columns is scores:
             table.add_row("rows", *(str(report["rows"]) for report in scores.values()))
-        for name in METRICS:
+        for name, metric in METRICS.items():
             if any(name in report for report in columns.values()):
-                table.add_row(name, *(cell(report, name) for report in columns.values()))
+                cells = (cell(report, name, metric.format) for report in columns.values())
+                table.add_row(name, *cells)
         console.print(table)
 
 
-def _mean(report: Mapping[str, Any], name: str) -> str:
+def _mean(report: Mapping[str, Any], name: str, form: str) -> str:
     interval = report["intervals"].get(name)
     shown = "" if interval is None else " [{:.1f}, {:.1f}]".format(*interval)
-    return f"{report[name]:{METRICS[name].format}}{shown}"
+    return f"{report[name]:{form}}{shown}"
 
 
-def _difference(report: Mapping[str, Any], name: str) -> str:
+def _difference(report: Mapping[str, Any], name: str, form: str) -> str:
     low, high = report[name]["interval"]
-    return f"{report[name]['difference']:+{METRICS[name].format}} [{low:+.1f}, {high:+.1f}]"
+    return f"{report[name]['difference']:+{form}} [{low:+.1f}, {high:+.1f}]"

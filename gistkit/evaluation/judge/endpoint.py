@@ -143,48 +143,29 @@ class Endpoint:
         usage = Usage()
         conversation = messages(question)
         tries = limited = 0
-        why, reached = "", True
+        error, reached, refused = "", True, False
         while tries <= self.config.retries and limited < LIMITED:
             await self._wait_for_limits()
-            structured = self._structured
+            structured = self._structured and not refused
             usage.requests += 1
             try:
                 content = await self._request(conversation, usage, structured=structured)
+                if refused:
+                    self._structured = False  # it was the schema
                 return Reply(parse(content), "", usage)
-            except UnreadableVerdict as error:
-                why, reached = str(error), True
+            except UnreadableVerdict as failure:
+                error, reached = str(failure), True
                 conversation = reminded(conversation, content)
                 tries += 1
-            except _Retry as error:
-                why, reached = str(error), error.reached
-                tries, limited = tries + (not error.limited), limited + error.limited
-                await self._wait(error, limited if error.limited else tries)
-            except _Refused as error:
+            except _Retry as failure:
+                error, reached = str(failure), failure.reached
+                tries, limited = tries + (not failure.limited), limited + failure.limited
+                await self._wait(failure, limited if failure.limited else tries)
+            except _Refused as failure:
                 if not structured:
-                    return Reply(None, str(error), usage)
-                structured = False
-                plain = await self._without_schema(conversation, usage)
-                if isinstance(plain, Reply):
-                    return plain
-                why, reached, tries = plain, True, tries + 1
-        return Reply(None, why, usage, reached)
-
-    async def _without_schema(
-        self, conversation: list[dict[str, str]], usage: Usage
-    ) -> Reply | str:
-        """Ask once more without a schema, which some endpoints refuse; then never with one."""
-        usage.requests += 1
-        try:
-            content = await self._request(conversation, usage, structured=False)
-        except _Refused as error:
-            return Reply(None, str(error), usage)  # it was not the schema
-        except _Retry as error:
-            return str(error)
-        self._structured = False
-        try:
-            return Reply(parse(content), "", usage)
-        except UnreadableVerdict as error:
-            return str(error)
+                    return Reply(None, str(failure), usage)
+                refused = True  # some endpoints refuse the schema: ask without
+        return Reply(None, error, usage, reached)
 
     async def _request(
         self, conversation: list[dict[str, str]], usage: Usage, *, structured: bool

@@ -10,11 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gistkit.data.examples import opened
 from gistkit.errors import DataError, SaveError
 from gistkit.evaluation.judge.endpoint import Reply, Usage
 from gistkit.evaluation.judge.pairs import Pair, Question
-from gistkit.evaluation.judge.results import SCHEMA_VERSION, Verdicts, verdicts
+from gistkit.evaluation.judge.results import SCHEMA_VERSION, Verdicts, read_results, verdicts
 from gistkit.files import check_target, write_text
 from gistkit.resumable import Entry, Journal, differences
 
@@ -80,7 +79,7 @@ class VerdictJournal:
         return [question for question in questions if question.key not in self._results]
 
     def record(self, question: Question, reply: Reply) -> None:
-        """Keep what came of a question (raises SaveError)."""
+        """Save the reply to a question (raises SaveError)."""
         entry = self._entry(question)
         if reply.verdict is None:
             entry = {"error": reply.error, **entry}
@@ -165,14 +164,12 @@ class VerdictJournal:
             self._results[key] = entry
 
     def _read_results(self) -> None:
-        with opened(self.path) as file:
-            data = file.read()
         try:
-            content = json.loads(data)
-        except ValueError as error:
-            raise DataError(f"{self.path}: no file of verdicts ({error}); {START_OVER}") from error
-        names = verdicts(content, str(self.path)).tally.names
-        found = {**(content.get("judge") or {}), "names": names}
+            read = read_results(self.path)
+        except DataError as error:
+            raise DataError(f"{error}; {START_OVER}") from error
+        content = read.content
+        found = {**(content.get("judge") or {}), "names": read.tally.names}
         if changed := differences(found, {**self.settings, "names": self.names}, FIXED):
             raise SaveError(
                 f"{self.path} holds verdicts under other settings ({changed}); {START_OVER}"

@@ -101,7 +101,7 @@ def read_results(path: Path) -> Verdicts:
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: malformed JSON ({error}); judge again") from error
+        raise DataError(f"{path}: no file of verdicts (malformed JSON: {error})") from error
     return verdicts(content, str(path))
 
 

@@ -48,11 +48,11 @@ def evaluate(
         typer.Option(
             metavar="FILE...",
             help="Score these CSV files (x,y_pred,y_true; also .gz, .xz) without a model. Several "
-            "hold answers to the same examples: each is compared with the last.",
+            "must answer the same examples: each is compared with the last.",
         ),
     ] = None,
     unpaired: Annotated[
-        bool, typer.Option("--unpaired", help="Score several files, but compare none.")
+        bool, typer.Option("--unpaired", help="Score several files without comparing them.")
     ] = False,
     data: Annotated[
         str | None,
@@ -101,7 +101,7 @@ def evaluate(
         Path,
         typer.Option(
             metavar="DIR",
-            help="Where outputs and metrics go. Rerun an interrupted command to resume.",
+            help="Folder for outputs and metrics. Rerun an interrupted command to resume.",
         ),
     ] = Path("evaluation"),
     precision: Annotated[Precision, typer.Option(help="Of the weights.")] = Precision.fp32,
@@ -113,7 +113,7 @@ def evaluate(
         bool, typer.Option("--force", help="Replace what --out holds of another evaluation.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Let the libraries speak, on standard error.")
+        bool, typer.Option("--verbose", help="Show the libraries' messages on standard error.")
     ] = False,
 ) -> None:
     """Score answers: those in CSV files, or those a model gives to a split.

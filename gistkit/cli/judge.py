@@ -35,24 +35,25 @@ ApiKeyEnv = Annotated[
 ]
 Seed = Annotated[int, typer.Option(metavar="N", help="Decides which answer is shown first.")]
 BothOrders = Annotated[
-    bool, typer.Option("--both-orders", help="Judge each pair in both orders; unequal is a tie.")
+    bool,
+    typer.Option(
+        "--both-orders", help="Judge each pair in both orders; if verdicts differ, it is a tie."
+    ),
 ]
 Temperature = Annotated[float, typer.Option(metavar="T", help="Of the judge.")]
 MaxTokens = Annotated[
     int | None, typer.Option(metavar="N", help="Longest verdict. [default: the endpoint's]")
 ]
 Structured = Annotated[
-    bool, typer.Option(help="Ask for a JSON schema; given up where the endpoint refuses it.")
+    bool, typer.Option(help="Send a JSON schema; dropped if the endpoint refuses it.")
 ]
 Concurrency = Annotated[int, typer.Option(metavar="N", help="Requests at once.")]
 Timeout = Annotated[float, typer.Option(metavar="S", help="Seconds for one request.")]
-Retries = Annotated[
-    int, typer.Option(metavar="N", help="Further requests where one failed; twice, if need be.")
-]
+Retries = Annotated[int, typer.Option(metavar="N", help="Further requests after a failed one.")]
 Backoff = Annotated[
     float,
     typer.Option(
-        metavar="S", help="Seconds to wait after an error; doubles. Retry-After comes first."
+        metavar="S", help="Seconds to wait after an error; doubles. Retry-After takes precedence."
     ),
 ]
 InputPrice = Annotated[
@@ -82,7 +83,7 @@ def judge_files(
     ] = None,
     a_name: Annotated[str, typer.Option(metavar="NAME", help="What to call them.")] = "a",
     b: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Others to the same examples.")
+        Path | None, typer.Option(metavar="FILE", help="Other answers to the same examples.")
     ] = None,
     b_name: Annotated[str, typer.Option(metavar="NAME", help="What to call them.")] = "b",
     results_file: Annotated[
@@ -208,8 +209,8 @@ def report(
 ) -> None:
     """Wins, ties and losses with exact intervals; position bias; agreement between judges.
 
-    Intervals are Clopper and Pearson's, 95 %. Files that judge the same pairs are compared: Cohen's
-    kappa. Where the scores that a file stores are not those of its verdicts, both are shown.
+    Intervals are Clopper and Pearson's, 95 %. Files that judge the same pairs are compared by
+    Cohen's kappa. If the scores stored in a file differ from its verdicts, both are shown.
     """
     from gistkit.evaluation.judge.results import report as report_on
 

@@ -9,7 +9,7 @@ Ours say more: of a result its `row`; and `failures`, `usage`, `judge` (settings
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -21,9 +21,9 @@ from gistkit.errors import DataError
 from gistkit.stats import LEVEL, kappa, share_interval, sign_test
 
 SCHEMA_VERSION = 1
-POINTS = {"a": 1.0, "tie": 0.5, "b": 0.0}
 USAGE = ("requests", "prompt_tokens", "completion_tokens")
 
+_COUNTED = {"a": "wins", "b": "losses", "tie": "ties"}
 _TURNED = {"a": "b", "b": "a", "tie": "tie"}
 _UNREAD = "could not parse json"  # the published script's mark of an answer it took for a tie
 _MENDED = "(fixed json parse)"  # its authors' mark of one that they read by hand
@@ -33,7 +33,7 @@ _MENDED = "(fixed json parse)"  # its authors' mark of one that they read by han
 class Tally:
     """A file's verdicts, counted.
 
-    A row that was judged in both orders is won where both verdicts say so, and else a tie.
+    A row judged in both orders is won if both verdicts agree, and otherwise a tie.
 
     Attributes:
         wins, ties, losses: rows, as the first of the names sees them.
@@ -45,9 +45,9 @@ class Tally:
     """
 
     names: tuple[str, str]
-    wins: int
-    ties: int
-    losses: int
+    wins: int = 0
+    ties: int = 0
+    losses: int = 0
     failures: int = 0
     mended: int = 0
     first: int = 0
@@ -125,19 +125,29 @@ def verdicts(content: Any, where: str) -> Verdicts:
     rows: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for number, result in enumerate(results):
         rows[result.get("row", number)].append(result)
+    counts: Counter[str] = Counter()
     choices: dict[tuple[str, str, str, int], str] = {}
     for row, found in rows.items():
-        choice = _of_row(found, wanted)
-        if choice is None:
+        row_choices = [choice_of(result) for result in found]
+        for choice, result in zip(row_choices, found, strict=True):
+            counts["mended"] += _MENDED in result["reason"].lower()
+            if choice in ("a", "b"):
+                counts["first" if (choice == "b") == result["swapped"] else "second"] += 1
+        agreed = len(set(row_choices)) == 1
+        if len(found) > 1 and None not in row_choices:
+            counts["both"] += 1
+            counts["consistent"] += agreed
+        if None in row_choices or len(found) < wanted:
             failed.add(row)
             continue
+        choice = str(row_choices[0]) if agreed else "tie"
+        counts[_COUNTED[choice]] += 1
         times = 0
-        while (what := (found[0]["x"], found[0][names[0]], found[0][names[1]], times)) in choices:
+        while (pair := (found[0]["x"], found[0][names[0]], found[0][names[1]], times)) in choices:
             times += 1
-        choices[what] = choice
-    return Verdicts(
-        _tally(names, choices, list(rows.values()), len(failed), stored), choices, content
-    )
+        choices[pair] = choice
+    tally = Tally(names, failures=len(failed), stored=stored, **counts)
+    return Verdicts(tally, choices, content)
 
 
 def _checked(result: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any]:
@@ -152,7 +162,7 @@ def _checked(result: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, An
 
 
 def _check_costs(content: Mapping[str, Any]) -> None:
-    """What is there of tokens and dollars are numbers (raises TypeError, LookupError)."""
+    """Check that tokens and dollars, where given, are numbers (raises TypeError, LookupError)."""
     usage, cost = content.get("usage"), content.get("estimated_cost")
     numbers = [usage[name] for name in USAGE] if usage is not None else []
     if not all(isinstance(number, int) for number in numbers):
@@ -165,49 +175,7 @@ def choice_of(result: Mapping[str, Any]) -> str | None:
     """ "a", "b" or "tie", told of the pair; None where the answer was no verdict."""
     choice = result["choice"].strip().lower()
     unread = result["reason"].lower().startswith(_UNREAD)
-    return None if unread or choice not in POINTS else str(choice)
-
-
-def _of_row(results: Sequence[Mapping[str, Any]], wanted: int) -> str | None:
-    """The verdict on a row; None where one is missing."""
-    found = [choice_of(result) for result in results]
-    if None in found or len(found) < wanted:
-        return None
-    return found[0] if len(set(found)) == 1 else "tie"
-
-
-def _tally(
-    names: tuple[str, str],
-    choices: Mapping[tuple[str, str, str, int], str],
-    rows: Sequence[Sequence[Mapping[str, Any]]],
-    failures: int,
-    stored: tuple[float, float] | None,
-) -> Tally:
-    every = list(choices.values())
-    first = second = consistent = both = mended = 0
-    for results in rows:
-        found = [choice_of(result) for result in results]
-        mended += sum(_MENDED in result["reason"].lower() for result in results)
-        for choice, result in zip(found, results, strict=True):
-            if choice in ("a", "b"):
-                shown_first = (choice == "b") == result["swapped"]
-                first, second = first + shown_first, second + (not shown_first)
-        if len(found) > 1 and None not in found:
-            both += 1
-            consistent += len(set(found)) == 1
-    return Tally(
-        names,
-        wins=every.count("a"),
-        ties=every.count("tie"),
-        losses=every.count("b"),
-        failures=failures,
-        mended=mended,
-        first=first,
-        second=second,
-        consistent=consistent,
-        both=both,
-        stored=stored,
-    )
+    return None if unread or choice not in _COUNTED else str(choice)
 
 
 def report(paths: Sequence[Path]) -> dict[str, Any]:

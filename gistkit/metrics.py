@@ -1,18 +1,20 @@
 """How well predictions match references: ROUGE, exact match, lengths. Pure functions of texts.
 
 Scores are percentages, 0 to 100; texts are compared as they are, one reference to a prediction.
-Knows nothing about models or files.
+`METRICS` is the table of all that evaluations, training logs and figures report. Knows nothing
+about models or files.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 from importlib import import_module
 from statistics import fmean
 from typing import Any, TypedDict
 
 from gistkit.errors import MissingExtraError, OptionError
-from gistkit.stats import LEVEL, wilson_interval
+from gistkit.stats import LEVEL, mean_interval, wilson_interval
 
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
@@ -71,7 +73,7 @@ def rouge_scores(
 
     `rougeLsum` compares sentence by sentence. Sentences end at a newline or at `.`, `!` or `?`
     before whitespace: a regular expression, since the splitter that the published scores use (nltk
-    punkt) needs a download. Texts whose lines are sentences already want `sentences=clean`.
+    punkt) needs a download. For texts with one sentence a line pass `sentences=clean`.
 
     Raises as `rouge` does.
     """
@@ -128,8 +130,14 @@ def exact_match_interval(
 
     Raises as `exact_match` does, and OptionError if `level` is not between 0 and 1.
     """
-    matches = exact_matches(predictions, references)
-    low, high = wilson_interval(sum(map(bool, matches)), len(matches), level=level)
+    return _share_interval(exact_matches(predictions, references), seed=0, level=level)
+
+
+def _share_interval(
+    values: Sequence[float], *, seed: int, level: float = LEVEL
+) -> tuple[float, float]:
+    """Wilson's: a bootstrap of no or only matches would claim to be certain."""
+    low, high = wilson_interval(sum(map(bool, values)), len(values), level=level)
     return 100 * low, 100 * high
 
 
@@ -153,3 +161,68 @@ def _check_pairs(predictions: Sequence[str], references: Sequence[str]) -> None:
     if len(predictions) != len(references):
         counts = f"{len(predictions)} predictions but {len(references)} references"
         raise OptionError(f"{counts}; give one reference to each prediction")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What metrics score: predictions and one reference each; `sentences` as in `rouge_scores`."""
+
+    predictions: Sequence[str]
+    references: Sequence[str]
+    sentences: Callable[[str], str] = split_sentences
+
+    @cached_property
+    def rouge(self) -> Mapping[str, list[float]]:
+        """All kinds at once, since they share the work of tokenizing."""
+        return rouge_scores(self.predictions, self.references, sentences=self.sentences)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A number that reports show, and all that they need to know about it.
+
+    Attributes:
+        name: in reports and logs.
+        label: of a figure's axis.
+        score: a value for each prediction; None where the model computes it (`evaluate_split`).
+        interval: of the mean of those values.
+        greater_is_better: None where neither is: no differences are reported.
+        headline: also shown, with its interval, while training.
+        format: of the mean, in tables.
+    """
+
+    name: str
+    label: str
+    score: Callable[[Texts], Sequence[float]] | None = None
+    interval: Callable[..., tuple[float, float]] = mean_interval
+    greater_is_better: bool | None = True
+    headline: bool = False
+    format: str = ".2f"
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("rouge1", "ROUGE-1 [%]", lambda texts: texts.rouge["rouge1"]),
+        Metric("rouge2", "ROUGE-2 [%]", lambda texts: texts.rouge["rouge2"]),
+        Metric("rougeL", "ROUGE-L [%]", lambda texts: texts.rouge["rougeL"], headline=True),
+        Metric("rougeLsum", "ROUGE-Lsum [%]", lambda texts: texts.rouge["rougeLsum"]),
+        Metric(
+            "exact_match",
+            "exact match [%]",
+            lambda texts: exact_matches(texts.predictions, texts.references),
+            interval=_share_interval,
+            headline=True,
+        ),
+        Metric(
+            "words",
+            "words per answer",
+            lambda texts: [float(len(prediction.split())) for prediction in texts.predictions],
+            greater_is_better=None,
+        ),
+        Metric("gen_len", "tokens per answer", greater_is_better=None),
+        Metric("loss", "loss (nats per token)", greater_is_better=False, headline=True),
+        Metric("perplexity", "perplexity of the reference", greater_is_better=False),
+    )
+}
+"""By name, in the order in which reports show them."""

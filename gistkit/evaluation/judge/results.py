@@ -1,4 +1,4 @@
-"""Files of verdicts, in the published format: read them, count them.
+"""Files of verdicts, in the published format: read them, count them, report on them.
 
     {"names": {"a": "gist", "b": "full"}, "scores": {"full": 1.5, "gist": 0.5},
      "results": [{"reason": "...", "choice": "b", "swapped": true, "x": "Instruction: ...",
@@ -9,18 +9,22 @@ Ours say more: of a result its `row`; and `failures`, `usage`, `judge` (settings
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from gistkit.data.examples import opened
 from gistkit.errors import DataError
+from gistkit.stats import LEVEL, kappa, share_interval, sign_test
 
-POINTS = {"a": 1.0, "tie": 0.5, "b": 0.0}
+SCHEMA_VERSION = 1
 USAGE = ("requests", "prompt_tokens", "completion_tokens")
 
+_COUNTED = {"a": "wins", "b": "losses", "tie": "ties"}
+_TURNED = {"a": "b", "b": "a", "tie": "tie"}
 _UNREAD = "could not parse json"  # the published script's mark of an answer it took for a tie
 _MENDED = "(fixed json parse)"  # its authors' mark of one that they read by hand
 
@@ -29,7 +33,7 @@ _MENDED = "(fixed json parse)"  # its authors' mark of one that they read by han
 class Tally:
     """A file's verdicts, counted.
 
-    A row that was judged in both orders is won where both verdicts say so, and else a tie.
+    A row judged in both orders is won if both verdicts agree, and otherwise a tie.
 
     Attributes:
         wins, ties, losses: rows, as the first of the names sees them.
@@ -41,9 +45,9 @@ class Tally:
     """
 
     names: tuple[str, str]
-    wins: int
-    ties: int
-    losses: int
+    wins: int = 0
+    ties: int = 0
+    losses: int = 0
     failures: int = 0
     mended: int = 0
     first: int = 0
@@ -97,7 +101,7 @@ def read_results(path: Path) -> Verdicts:
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: malformed JSON ({error}); judge again") from error
+        raise DataError(f"{path}: no file of verdicts (malformed JSON: {error})") from error
     return verdicts(content, str(path))
 
 
@@ -121,19 +125,29 @@ def verdicts(content: Any, where: str) -> Verdicts:
     rows: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for number, result in enumerate(results):
         rows[result.get("row", number)].append(result)
+    counts: Counter[str] = Counter()
     choices: dict[tuple[str, str, str, int], str] = {}
     for row, found in rows.items():
-        choice = _of_row(found, wanted)
-        if choice is None:
+        row_choices = [choice_of(result) for result in found]
+        for choice, result in zip(row_choices, found, strict=True):
+            counts["mended"] += _MENDED in result["reason"].lower()
+            if choice in ("a", "b"):
+                counts["first" if (choice == "b") == result["swapped"] else "second"] += 1
+        agreed = len(set(row_choices)) == 1
+        if len(found) > 1 and None not in row_choices:
+            counts["both"] += 1
+            counts["consistent"] += agreed
+        if None in row_choices or len(found) < wanted:
             failed.add(row)
             continue
+        choice = str(row_choices[0]) if agreed else "tie"
+        counts[_COUNTED[choice]] += 1
         times = 0
-        while (what := (found[0]["x"], found[0][names[0]], found[0][names[1]], times)) in choices:
+        while (pair := (found[0]["x"], found[0][names[0]], found[0][names[1]], times)) in choices:
             times += 1
-        choices[what] = choice
-    return Verdicts(
-        _tally(names, choices, list(rows.values()), len(failed), stored), choices, content
-    )
+        choices[pair] = choice
+    tally = Tally(names, failures=len(failed), stored=stored, **counts)
+    return Verdicts(tally, choices, content)
 
 
 def _checked(result: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any]:
@@ -148,7 +162,7 @@ def _checked(result: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, An
 
 
 def _check_costs(content: Mapping[str, Any]) -> None:
-    """What is there of tokens and dollars are numbers (raises TypeError, LookupError)."""
+    """Check that tokens and dollars, where given, are numbers (raises TypeError, LookupError)."""
     usage, cost = content.get("usage"), content.get("estimated_cost")
     numbers = [usage[name] for name in USAGE] if usage is not None else []
     if not all(isinstance(number, int) for number in numbers):
@@ -161,46 +175,93 @@ def choice_of(result: Mapping[str, Any]) -> str | None:
     """ "a", "b" or "tie", told of the pair; None where the answer was no verdict."""
     choice = result["choice"].strip().lower()
     unread = result["reason"].lower().startswith(_UNREAD)
-    return None if unread or choice not in POINTS else str(choice)
+    return None if unread or choice not in _COUNTED else str(choice)
 
 
-def _of_row(results: Sequence[Mapping[str, Any]], wanted: int) -> str | None:
-    """The verdict on a row; None where one is missing."""
-    found = [choice_of(result) for result in results]
-    if None in found or len(found) < wanted:
-        return None
-    return found[0] if len(set(found)) == 1 else "tie"
+def report(paths: Sequence[Path]) -> dict[str, Any]:
+    """What files of verdicts say, and how far their judges agree, as JSON values.
+
+    Raises DataError as `read_results`.
+    """
+    names = [str(path) for path in paths]
+    found = [read_results(path) for path in paths]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "level": LEVEL,
+        "intervals": "Clopper-Pearson",
+        "files": [summary(name, verdicts) for name, verdicts in zip(names, found, strict=True)],
+        "agreement": _agreements(names, found),
+    }
 
 
-def _tally(
-    names: tuple[str, str],
-    choices: Mapping[tuple[str, str, str, int], str],
-    rows: Sequence[Sequence[Mapping[str, Any]]],
-    failures: int,
-    stored: tuple[float, float] | None,
-) -> Tally:
-    every = list(choices.values())
-    first = second = consistent = both = mended = 0
-    for results in rows:
-        found = [choice_of(result) for result in results]
-        mended += sum(_MENDED in result["reason"].lower() for result in results)
-        for choice, result in zip(found, results, strict=True):
-            if choice in ("a", "b"):
-                shown_first = (choice == "b") == result["swapped"]
-                first, second = first + shown_first, second + (not shown_first)
-        if len(found) > 1 and None not in found:
-            both += 1
-            consistent += len(set(found)) == 1
-    return Tally(
-        names,
-        wins=every.count("a"),
-        ties=every.count("tie"),
-        losses=every.count("b"),
-        failures=failures,
-        mended=mended,
-        first=first,
-        second=second,
-        consistent=consistent,
-        both=both,
-        stored=stored,
-    )
+def summary(file: str, found: Verdicts) -> dict[str, Any]:
+    """A file's verdicts as JSON values: counts, shares with exact intervals, position bias."""
+    tally, content = found.tally, found.content
+    decided = tally.wins + tally.losses
+    settings = content.get("judge") or {}
+    return {
+        "file": file,
+        "a": tally.names[0],
+        "b": tally.names[1],
+        "judge": settings.get("model"),
+        "rows": tally.rows,
+        "wins": {"count": tally.wins, **_share(tally.wins, tally.rows)},
+        "ties": {"count": tally.ties, **_share(tally.ties, tally.rows)},
+        "losses": {"count": tally.losses, **_share(tally.losses, tally.rows)},
+        "decided": {"count": decided, **_share(tally.wins, decided)},
+        "win_rate": 100 * tally.win_rate,
+        "sign_test": sign_test(tally.wins, tally.losses),
+        "points": list(tally.points),
+        "stored": None if tally.stored is None else list(tally.stored),
+        "stored_differs": tally.differs,
+        "failures": tally.failures,
+        "points_as_published": list(tally.as_published),
+        "mended_by_hand": tally.mended,
+        "position": {
+            "first": tally.first,
+            "second": tally.second,
+            **_share(tally.first, tally.first + tally.second),
+            "sign_test": sign_test(tally.first, tally.second),
+            "both_orders": tally.both,
+            "consistent": tally.consistent,
+        },
+        "usage": content.get("usage"),
+        "estimated_cost": content.get("estimated_cost"),
+    }
+
+
+def _share(count: int, total: int) -> dict[str, Any]:
+    """A share in percent with its interval; null of nothing."""
+    low, high = share_interval(count, total)
+    share = 100 * count / total if total else None
+    return {"percent": share, "interval": [100 * low, 100 * high]}
+
+
+def _agreements(names: Sequence[str], found: Sequence[Verdicts]) -> list[dict[str, Any]]:
+    """How far every two files that judge the same pairs agree."""
+    agreements = []
+    for (a, ours), (b, theirs) in combinations(zip(names, found, strict=True), 2):
+        turned = _in_terms_of(ours, theirs)
+        shared = [pair for pair in ours.choices if pair in turned]
+        if not shared:
+            continue
+        choices, others = [ours.choices[pair] for pair in shared], [turned[pair] for pair in shared]
+        value = kappa(choices, others)
+        agreed = sum(choice == other for choice, other in zip(choices, others, strict=True))
+        agreements.append(
+            {
+                "files": [a, b],
+                "rows": len(shared),
+                "agreed": {"count": agreed, **_share(agreed, len(shared))},
+                "kappa": None if value is None else value[0],
+                "kappa_interval": None if value is None else list(value[1]),
+            }
+        )
+    return agreements
+
+
+def _in_terms_of(ours: Verdicts, theirs: Verdicts) -> Mapping[tuple[str, str, str, int], str]:
+    """Their choices, A and B turned where they are the other way round in ours."""
+    if ours.tally.names != theirs.tally.names[::-1]:
+        return theirs.choices
+    return {(x, b, a, time): _TURNED[c] for (x, a, b, time), c in theirs.choices.items()}

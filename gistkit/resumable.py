@@ -97,6 +97,7 @@ class Journal:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("ab")
                 if not _lock(self._file) or not self._as_read():
+                    self._release()
                     raise SaveError(
                         f"another run is writing {self.target}; when it has ended, rerun the same "
                         "command to resume"
@@ -125,23 +126,27 @@ class Journal:
             self._empty_if_restarted()
             os.fsync(self._file.fileno())
             self.path.replace(self.target)
-        self.close()
+            self._release()
 
     def remove(self) -> None:
-        """Delete the journal: its entries are elsewhere now. Raises SaveError.
-
-        After a `restart` without an entry, what an earlier run left stays.
-        """
+        """Delete the journal: its entries are elsewhere now (raises SaveError)."""
         try:
-            if not self._restart or not self.path.exists() or not self.path.stat().st_size:
-                self.path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
         except OSError as error:
             raise SaveError(f"could not remove {self.path}: {error.strerror or error}") from error
         finally:
-            self.close()
+            self._release()
 
     def close(self) -> None:
-        """Let other runs have the journal."""
+        """Let other runs have the journal. One without a line is deleted."""
+        if self._file is None:
+            return
+        with suppress(OSError):
+            if not os.fstat(self._file.fileno()).st_size:
+                self.path.unlink()
+        self._release()
+
+    def _release(self) -> None:
         if self._file is not None:
             with suppress(OSError):  # a full disk, reported when the line was written
                 self._file.close()

@@ -50,9 +50,7 @@ def test_other_settings_are_refused_or_start_over(tmp_path: Path) -> None:
     with Journal(target, other, force=True) as journal:
         assert journal.entries == []
         journal.open()
-        assert journal.path.read_bytes() == before  # until there is something to replace it
-        journal.remove()
-        assert journal.path.read_bytes() == before
+    assert journal.path.read_bytes() == before  # until there is something to replace it
     with Journal(target, other, force=True) as journal:
         journal.append({"row": 5})
     assert Journal(target, other).entries == [{"row": 5}]
@@ -92,6 +90,12 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match="another run is writing"):
         late.open()  # it has not read that line
     assert len(Journal(target, SETTINGS).entries) == 2
+
+
+def test_a_journal_without_a_line_is_not_left(tmp_path: Path) -> None:
+    with Journal(tmp_path / "out") as journal:
+        journal.open()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_that_cannot_be_written(tmp_path: Path) -> None:

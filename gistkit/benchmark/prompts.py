@@ -22,10 +22,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from gistkit.benchmark.costs import joules
 from gistkit.benchmark.files import GIST, INSTRUCTION, STANDARD
-from gistkit.gist import Gist, Prefix
+from gistkit.gist import Gist, Prefix, provenance_of
 from gistkit.model import GistModel
-from gistkit.models.decoding import decoding_options
-from gistkit.models.inputs import provenance_of
+from gistkit.models.inputs import decoding_options
 from gistkit.timing import synchronize
 
 

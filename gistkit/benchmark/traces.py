@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from gistkit.benchmark.prompts import Prompts
 from gistkit.gist import Prefix
-from gistkit.models.decoder import CausalAdapter, count_positions
+from gistkit.models.decoder import DecoderAdapter, count_positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,14 @@ Trace = dict[Place, list[dict[str, Tensor]]]
 
 def with_cache(prompts: Prompts, outputs: Outputs, gist: Prefix) -> Trace:
     """Read inputs and outputs on top of the gist."""
-    if isinstance(prompts.model.adapter, CausalAdapter):
+    if isinstance(prompts.model.adapter, DecoderAdapter):
         return _decoder_read(prompts, outputs, gist)
     return _encoder_decoder_read(prompts, outputs, gist)
 
 
 def without_cache(prompts: Prompts, outputs: Outputs) -> Trace:
     """The full pass under the gist mask."""
-    if isinstance(prompts.model.adapter, CausalAdapter):
+    if isinstance(prompts.model.adapter, DecoderAdapter):
         return _decoder_full(prompts, outputs)
     return _encoder_decoder_full(prompts, outputs)
 

@@ -143,7 +143,7 @@ def evaluate(
         files = [*outputs, *map(Path, names)]
         from gistkit.evaluation.scores import report_head, score_files
 
-        found = score_files(files, paired=not unpaired, seed=seed)
+        found = score_files(files, unpaired=unpaired, seed=seed)
         if json:
             shown = found["files"][0] if len(files) == 1 else found
             emit(dumps({**report_head(seed), **shown}, ensure_ascii=False))

@@ -51,13 +51,12 @@ class Comparison:
         """The model (raises ModelError, OptionError)."""
         if not verbose:
             quiet_libraries()
-        from gistkit.cli.request import choose_device
         from gistkit.model import GistModel
 
         return GistModel.from_pretrained(
             self.model,
             dtype=self.precision,
-            device=choose_device(self.device),
+            device=self.device,
             cache_dir=self.cache_dir,
         )
 

@@ -1,13 +1,11 @@
 """`gistkit weights`: weight diffs, made, recovered and verified."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gistkit.cli.run import emit, progress_bar, quiet_libraries
+from gistkit.cli.run import emit, quiet_libraries, tensor_bar
 
 Raw = Annotated[str, typer.Option(metavar="MODEL", help="The base: a folder or hub id.")]
 Diff = Annotated[str, typer.Option(metavar="MODEL", help="The diff: a folder or hub id.")]
@@ -45,8 +43,7 @@ def diff(
     gistkit weights diff --path_raw llama-7b --path_tuned tuned --path_diff diff
     """
     quiet_libraries()
-    from gistkit.paper.weights.automatic import fetch
-    from gistkit.paper.weights.diff import make_diff
+    from gistkit.paper.weight_diff import fetch, make_diff
 
     raw, tuned = fetch(path_raw, cache_dir), fetch(path_tuned, cache_dir)
     with tensor_bar() as progress:
@@ -80,8 +77,8 @@ def recover(
     gistkit weights recover --path_raw llama-7b --path_diff jayelm/llama-7b-gist-1 --path_tuned out
     """
     quiet_libraries()
-    from gistkit.paper.weights.automatic import fetch
-    from gistkit.paper.weights.diff import recover as recover_tuned
+    from gistkit.paper.weight_diff import fetch
+    from gistkit.paper.weight_diff import recover as recover_tuned
 
     raw, changes = fetch(path_raw, cache_dir), fetch(path_diff, cache_dir)
     with tensor_bar() as progress:
@@ -117,8 +114,8 @@ def verify(
     A released diff has none: there, with --path-raw, the sum of all recovered weights is compared.
     """
     quiet_libraries()
-    from gistkit.paper.weights.automatic import fetch
-    from gistkit.paper.weights.verify import verify as compare
+    from gistkit.paper.weight_diff import fetch
+    from gistkit.paper.weight_diff import verify as compare
 
     with tensor_bar() as progress:
         verdict = compare(
@@ -147,15 +144,3 @@ def _report(**facts: object) -> None:
     from json import dumps
 
     emit(dumps({"schema_version": 1, **facts}))
-
-
-@contextmanager
-def tensor_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Shows on a terminal how many tensors are done."""
-    with progress_bar() as bar:
-        task = bar.add_task("", total=None)
-
-        def show(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        yield show

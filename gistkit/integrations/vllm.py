@@ -31,7 +31,8 @@ from gistkit.gist import Gist, Provenance
 from gistkit.integrations.asked import Load, Save, Served, read
 from gistkit.integrations.layout import Layout
 from gistkit.integrations.refusals import refuse
-from gistkit.integrations.rotation import frequencies, moved
+from gistkit.models.families import key_frequencies
+from gistkit.models.rotary import moved
 from gistkit.store import GistStore
 
 log = init_logger(f"vllm.{__name__}")  # vLLM lets nobody speak who is not below its name
@@ -261,7 +262,7 @@ class GistConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def _made(self, asked: Save, slots: list[int]) -> Gist:
         """The gist in these slots, at positions 0 .. k-1."""
         key = asked.key
-        turn = frequencies(self._vllm_config.model_config.hf_text_config)
+        turn = key_frequencies(self._vllm_config.model_config.hf_text_config)
         targets = torch.arange(len(slots))
         tensors = {}
         for number, layer in self._layers().items():

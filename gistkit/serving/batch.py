@@ -12,7 +12,7 @@ import torch
 
 from gistkit.gist import Gist
 from gistkit.model import GistModel
-from gistkit.models.kv_batch import Rows
+from gistkit.models.kv_batch import KVBatch
 from gistkit.serving.engine import Delta
 from gistkit.serving.requests import Answer, Request
 from gistkit.serving.sampling import draw, likeliest
@@ -26,7 +26,7 @@ class Batch:
         columns: tokens of the longest row at the most; its memory is reserved for every row.
     """
 
-    def __init__(self, rows: Rows, answers: list[Answer], *, trims: bool) -> None:
+    def __init__(self, rows: KVBatch, answers: list[Answer], *, trims: bool) -> None:
         self._rows, self.answers, self._trims = rows, answers, trims
         self.columns = max(answer.request.columns for answer in answers)
         self._drawn: list[int] = []

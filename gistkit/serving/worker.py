@@ -17,7 +17,6 @@ from functools import partial
 import torch
 
 from gistkit.errors import BusyError, UnavailableError
-from gistkit.fidelity.reading import end_tokens
 from gistkit.model import GistModel
 from gistkit.serving.admission import Limits
 from gistkit.serving.batch import Batch
@@ -54,7 +53,7 @@ class Worker:
         self.limits = limits
         self.running = self.cells = self.steps = self.tokens = 0
         self._model, self._post = model, post
-        self._ends = frozenset(end_tokens(model))
+        self._ends = frozenset(model.end_tokens)
         self._waiting = Waiting(max_waiting)
         self._batches: list[Batch] = []
         self._changed = threading.Condition()

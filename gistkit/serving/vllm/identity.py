@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from gistkit.fidelity.reading import end_tokens
 from gistkit.model import GistModel
 from gistkit.store.key import tokenizer_fingerprint
 
@@ -46,7 +45,7 @@ class Identity:
             "template": model.config.template,
             "num_gist_tokens": model.config.num_gist_tokens,
             "gist_id": model.gist_id,
-            "ends": sorted(end_tokens(model)),
+            "ends": sorted(model.end_tokens),
             "shapes": sorted(
                 (name, list(t.shape)) for name, t in model.hf_model.named_parameters()
             ),

@@ -10,7 +10,6 @@ Knows nothing of servers.
 from collections.abc import Mapping
 from typing import Any
 
-from gistkit.fidelity.reading import end_tokens
 from gistkit.gist import instruction_hash
 from gistkit.model import GistModel
 from gistkit.serving.engine import Sampling
@@ -37,7 +36,7 @@ class Asking(Reader):
     def __init__(self, model: GistModel, *, max_length: int | None, prompts: int) -> None:
         super().__init__(model, max_length=max_length, prompts=prompts)
         self.identity = Identity.of(model)
-        self._ends = end_tokens(model)
+        self._ends = model.end_tokens
 
     def jobs(self, request: Request, id: str, what: str, *, whole: bool) -> list[Job]:
         """What servers are asked: once for all greedy answers, once for each drawn one.

@@ -121,3 +121,20 @@ def test_bad_options_are_refused() -> None:
         metrics.rouge(["a"], ["a"], kinds=["rouge9"])
     with pytest.raises(OptionError, match=r"`level` is 95"):
         metrics.exact_match_interval(["a"], ["a"], level=95)
+
+
+def test_every_metric_of_texts_has_a_value_for_each_and_an_interval() -> None:
+    """What reports rely on, for every row of the table; those without a function need a model."""
+    pytest.importorskip("rouge_score")
+    texts = metrics.Texts(["a b", "c", "", "e f g"], ["a b", "d", "x", "e f h"])
+    scored = {m.name: m for m in metrics.METRICS.values() if m.score is not None}
+    assert list(metrics.METRICS)[: len(scored)] == list(scored)
+    for name, metric in scored.items():
+        assert metric.score is not None
+        values = metric.score(texts)
+        low, high = metric.interval(values, seed=0)
+        assert len(values) == 4
+        assert low < sum(values) / 4 < high, name
+    assert {name for name in metrics.METRICS if name not in scored} == {
+        "gen_len", "loss", "perplexity",
+    }  # fmt: skip

@@ -13,7 +13,7 @@ from gistkit.cli.data import data
 from gistkit.cli.evaluate import evaluate
 from gistkit.cli.export import export, import_gist
 from gistkit.cli.judge import judge
-from gistkit.cli.results_tables import results
+from gistkit.cli.results import results
 from gistkit.cli.serve import serve
 from gistkit.cli.store import store
 from gistkit.cli.train import PASS_ON, train

@@ -333,12 +333,11 @@ def _load(
     if not verbose:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler; it reads this once
         quiet_libraries()
-    from gistkit.cli.request import choose_device
     from gistkit.model import GistModel
 
     options: dict[str, Any] = {
         "dtype": precision,
-        "device": choose_device(device),
+        "device": device,
         "cache_dir": cache_dir,
     }
     if base:

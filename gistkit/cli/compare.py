@@ -119,13 +119,12 @@ def compare(
 
     if not verbose:
         quiet_libraries()
-    from gistkit.cli.request import choose_device
     from gistkit.compare import Options, markdown
     from gistkit.compare import compare as compare_methods
     from gistkit.model import GistModel
 
     loaded = GistModel.from_pretrained(
-        model, dtype=precision.value, device=choose_device(device.value), cache_dir=cache_dir
+        model, dtype=precision.value, device=device.value, cache_dir=cache_dir
     )
     rows = _read(loaded, data, split, families, limit)
     options = Options(

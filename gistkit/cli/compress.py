@@ -1,14 +1,29 @@
 """`gistkit compress`: the published options and ours, checked before anything slow is imported."""
 
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from enum import StrEnum
+from importlib.metadata import version
+from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gistkit.cli.request import Request
-from gistkit.errors import OptionError, PromptError, SaveError
+from gistkit.answers import Answering, Settings, answer, read_prompts
+from gistkit.cli.run import ModelOptions, emit, progress_bar, say
+from gistkit.errors import GistkitError, GistMismatchError, OptionError, PromptError, SaveError
 from gistkit.files import check_target
+
+if TYPE_CHECKING:
+    from gistkit.baselines import Answered
+    from gistkit.gist import Gist
+    from gistkit.model import GistModel
+
+SCHEMA_VERSION = 1
+ROUNDS = 5
 
 
 class Precision(StrEnum):
@@ -38,9 +53,13 @@ def compress(
     model_name_or_path: Annotated[
         str, typer.Option(metavar="MODEL", help="Folder or hub id; `toy` comes with gistkit.")
     ] = "toy",
-    base_llama_path: Annotated[
+    weight_diff_base: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Base weights, where MODEL is a published weight diff."),
+        typer.Option(
+            "--base-llama-path",
+            metavar="MODEL",
+            help="Base weights, where MODEL is a published weight diff.",
+        ),
     ] = None,
     num_gist_tokens: Annotated[
         int | None,
@@ -66,10 +85,11 @@ def compress(
         int | None, typer.Option(metavar="N", help="Makes sampling repeatable.")
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep the gist in this file.")
+        Path | None, typer.Option(metavar="FILE", help="Save the gist to this file.")
     ] = None,
     gist: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Answer from a kept gist: no --instruction.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Answer from a gist file: no --instruction."),
     ] = None,
     jsonl: Annotated[
         Path | None,
@@ -83,7 +103,7 @@ def compress(
         typer.Option(
             metavar="FILE",
             help="Results of --jsonl. [default: standard output] Kept in FILE.partial until all "
-            "are there; when interrupted, the same command goes on from it.",
+            "are there; rerun an interrupted command to resume.",
         ),
     ] = None,
     batch_size: Annotated[
@@ -98,13 +118,13 @@ def compress(
         bool, typer.Option("--force", help="Replace files that --save or --out name.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Let the libraries speak, on standard error.")
+        bool, typer.Option("--verbose", help="Show messages of the libraries, on standard error.")
     ] = False,
 ) -> None:
     """Compress a prompt into gist tokens, and answer from them.
 
     Reports the compression factor (tokens of the prompt, its start token and the gist tokens
-    included, for each gist token), what is kept, and the output.
+    included, per gist token), what is cached, and the output.
 
     \b
     gistkit compress --instruction "Name the capital." --input France
@@ -112,12 +132,14 @@ def compress(
     gistkit compress --gist capital.gist --input Italy
     gistkit compress --jsonl prompts.jsonl --out answers.jsonl
     """
-    request = Request(
+    options = ModelOptions(
         model=model_name_or_path,
-        base=base_llama_path,
         precision=precision.value,
         device=device.value,
         cache_dir=cache_dir,
+        weight_diff_base=weight_diff_base,
+    )
+    settings = Settings(
         num_gist_tokens=num_gist_tokens,
         allow_untrained=allow_untrained,
         max_new_tokens=max_new_tokens,
@@ -148,22 +170,98 @@ def compress(
         if path is not None:
             check_target(path)
 
+    prompts = None
     if jsonl is not None:
-        from gistkit.cli.many import answer_file
-
-        answer_file(request, jsonl, out, batch_size=batch_size, force=force, verbose=verbose)
+        prompts = read_prompts(jsonl)
+    saved = None if gist is None else _load_gist(gist)  # complain before the model is loaded
+    start = time.perf_counter()
+    model = options.load(verbose=verbose)
+    if prompts is not None:
+        _answer_all(Answering(model, prompts, settings, batch_size=batch_size), out, force=force)
         return
-    from gistkit.cli.one import answer_one
+    loaded = time.perf_counter() - start
+    made, facts = answer(model, input, settings, instruction=instruction, gist=saved)
+    if save is not None:
+        made.save(save)
+    modes = None
+    if compare:
+        assert instruction is not None
+        modes = _compare(model, instruction, input, settings)
+    facts = {
+        "schema_version": SCHEMA_VERSION,
+        "versions": {name: version(name) for name in ("gistkit", "torch", "transformers")},
+        "model": model_name_or_path,
+        "precision": precision.value,
+        **facts,
+        "seconds": {"load": round(loaded, 6), **facts["seconds"]},
+        "saved": None if save is None else str(save),
+    }
+    if json:
+        if modes is not None:
+            facts["compare"] = {"rounds": ROUNDS, "modes": [_as_json(mode) for mode in modes]}
+        emit(dumps(facts, ensure_ascii=False))
+        return
+    emit(as_text(facts))
+    if modes is not None:
+        print_modes(modes)
 
-    answer_one(
-        request,
+
+def _load_gist(path: Path) -> "Gist":
+    from gistkit.gist import Gist
+
+    gist = Gist.load(path)
+    if len(gist) != 1:
+        raise GistMismatchError(f"{path} holds {len(gist)} gists; save the one to use alone")
+    return gist
+
+
+def _answer_all(answering: Answering, out: Path | None, *, force: bool) -> None:
+    """Results to `out`, or to standard output."""
+    done, total = 0, len(answering.prompts)
+    with progress_bar() as bar:
+        task = bar.add_task("answering", total=total)
+
+        def progress(count: int) -> None:
+            nonlocal done
+            done = count
+            bar.update(task, completed=count)
+
+        try:
+            if out is not None:
+                answering.write(out, force=force, progress=progress)
+                return
+            for batch in answering.results():
+                emit("\n".join(dumps(result, ensure_ascii=False) for result in batch))
+                progress(done + len(batch))
+        except (KeyboardInterrupt, GistkitError):
+            if done and out is None:
+                say(f"stopped; {done} of {total} results are written")
+            elif done:
+                say(
+                    f"stopped; {done} of {total} results are in {out}.partial; rerun the same "
+                    "command to resume"
+                )
+            raise
+
+
+def _compare(
+    model: "GistModel", instruction: str, input: str, settings: Settings
+) -> "list[Answered]":
+    from gistkit.baselines import compare
+
+    k = model.check_k(settings.num_gist_tokens, allow_untrained=settings.allow_untrained)
+    new = len(model.encoder.input(input))
+    whole = len(model.encoder.instruction(instruction, k)) + new
+    limit = model.adapter.max_positions
+    fits = limit is None or whole < limit  # if not, the answers are as long as the gist allows
+    return compare(
+        model,
         instruction,
         input,
-        gist_file=gist,
-        save=save,
-        compare_ways=compare,
-        as_json=json,
-        verbose=verbose,
+        num_gist_tokens=k,
+        allow_untrained=settings.allow_untrained,
+        max_new_tokens=settings.longest_answer(model, [whole if fits else k + new]),
+        rounds=ROUNDS,
     )
 
 
@@ -191,3 +289,85 @@ def check_utf8(name: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise PromptError(f"{name} is not UTF-8 text; convert it first") from None
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """The report as the published script prints it."""
+    k, prompt = found["num_gist_tokens"], found["prompt_tokens"]
+    tokens = "1 gist token" if k == 1 else f"{k} gist tokens"
+    named = found["instruction"] or f"(from a file; SHA-256 {found['instruction_sha256'][:12]})"
+    cache = ", ".join(f"{c['tensors']} x {c['what']} {c['shape']}" for c in found["cache"])
+    before, after = (human_bytes(found[f"kv_bytes_{when}"]) for when in ("before", "after"))
+    seconds = found["seconds"]
+    lines = [
+        f"Instruction: {named}",
+        f"Compressed into {tokens} (compression factor {found['compression_factor']:.2f}x: "
+        f"{prompt} prompt tokens, start and gist tokens counted, kept as {k})",
+        f"Cache: {cache}",
+        f"Cache size: {before} -> {after}",
+        f"Time: compress {human_seconds(seconds['compress'])}, "
+        f"generate {human_seconds(seconds['generate'])}",
+        f"Input: {found['input']}" if found["input"] else "Input: (none)",
+        f"Output: {found['output']}",
+    ]
+    if found["saved"]:
+        lines.append(f"Saved: {found['saved']}")
+    return "\n".join(lines)
+
+
+def print_modes(modes: "Sequence[Answered]") -> None:
+    """The comparison as a table, modes side by side."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = {
+        "output": [f"({mode.missing})" if mode.missing else mode.outputs[0] for mode in modes],
+        "prompt tokens kept": [_cell(mode, str(mode.kept_tokens)) for mode in modes],
+        "KV bytes kept": [_cell(mode, human_bytes(mode.kept_bytes)) for mode in modes],
+        "prompt tokens read": [_cell(mode, str(mode.read_tokens)) for mode in modes],
+        "time to prepare": [
+            _cell(mode, human_seconds(mode.prepare_seconds) if mode.kept_tokens else "-")
+            for mode in modes
+        ],
+        "time to first token": [
+            _cell(mode, human_seconds(mode.first_token_seconds)) for mode in modes
+        ],
+        "time to answer": [_cell(mode, human_seconds(mode.total_seconds)) for mode in modes],
+    }
+    caption = (
+        f"Times are medians of {ROUNDS} interleaved rounds in one process on this machine; "
+        "what is kept is prepared once."
+    )
+    table = Table(caption=caption, show_lines=True)
+    table.add_column(no_wrap=True)
+    for mode in modes:
+        table.add_column(mode.mode)
+    for name, cells in rows.items():
+        table.add_row(Text(name), *(Text(cell) for cell in cells))
+    Console(file=sys.stdout, highlight=False).print(table)
+
+
+def human_bytes(count: int) -> str:
+    """1536 -> "1.5 KiB"."""
+    size = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TiB"
+
+
+def human_seconds(seconds: float) -> str:
+    """0.0123 -> "12.3 ms"."""
+    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def _as_json(mode: "Answered") -> Mapping[str, Any]:
+    facts = asdict(mode)
+    outputs = facts.pop("outputs")
+    return {**facts, "output": outputs[0] if outputs else ""}
+
+
+def _cell(mode: "Answered", text: str) -> str:
+    return "-" if mode.missing else text

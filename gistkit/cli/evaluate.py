@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from gistkit.cli.compress import Device, Precision, check_together
-from gistkit.cli.run import emit, progress_bar, quiet_libraries, say
+from gistkit.cli.run import ModelOptions, emit, progress_bar, say
 from gistkit.errors import GistkitError, OptionError
 
 
@@ -143,7 +143,7 @@ def evaluate(
         files = [*outputs, *map(Path, names)]
         from gistkit.evaluation.scores import report_head, score_files
 
-        found = score_files(files, paired=not unpaired, seed=seed)
+        found = score_files(files, unpaired=unpaired, seed=seed)
         if json:
             shown = found["files"][0] if len(files) == 1 else found
             emit(dumps({**report_head(seed), **shown}, ensure_ascii=False))
@@ -191,22 +191,13 @@ def _evaluate_model(
 
     rouge(["a"], ["a"])  # complain before answering that rouge_score is not installed
     splits = read_validation(config["data"], config["splits"], limit=config["max_samples"])
-    if not verbose:
-        quiet_libraries()
-    from gistkit.cli.request import choose_device
     from gistkit.evaluation.run import Evaluation, answer_options, metrics_file, step_of
-    from gistkit.model import GistModel
 
     step = step_of(config["model"])
     metrics_file(out, step, force=force)  # complain before the model is loaded
-    model = GistModel.from_pretrained(
-        config["model"],
-        dtype=config["precision"],
-        device=choose_device(config["device"]),
-        cache_dir=config["cache_dir"],
-    )
-    names = ("batch_size", "max_new_tokens", "path")
-    options = {name: config[name] for name in names}
+    names = ("model", "precision", "device", "cache_dir")
+    model = ModelOptions(**{name: config[name] for name in names}).load(verbose=verbose)
+    options = {name: config[name] for name in ("batch_size", "max_new_tokens", "path")}
     cases = answer_options(model, config["condition"], config["ks"], **options)
     with (
         Evaluation(model, splits, cases, out, step=step, force=force) as evaluation,
@@ -234,7 +225,7 @@ def _evaluate_model(
         emit(dumps(report, ensure_ascii=False))
         return
     for name in splits:
-        scores = {one["case"]: one for one in report["scores"] if one["split"] == name}
+        scores = {score["case"]: score for score in report["scores"] if score["split"] == name}
         pairs = [pair for pair in report["paired"] if pair["split"] == name]
         _print_scores(scores, {f"{pair['a']} - {pair['b']}": pair for pair in pairs}, title=name)
 

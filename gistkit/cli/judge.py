@@ -223,6 +223,7 @@ def report(
 
 
 def _options(context: typer.Context) -> "JudgeOptions":
+    """From the parameters of the command that runs, which have the same names."""
     from gistkit.evaluation.judge.run import JudgeOptions
 
     given = context.params
@@ -231,13 +232,14 @@ def _options(context: typer.Context) -> "JudgeOptions":
 
 def _judge(run: "JudgeRun", what: str) -> "Verdicts":
     """Ask what is left, with a bar."""
-    total = len(run.questions)
+    total, left = len(run.questions), len(run.left)
     try:
         with progress_bar() as progress:
-            task = progress.add_task(what, total=total, completed=total - len(run.left))
+            task = progress.add_task(what, total=total, completed=total - left)
             return run.judge(lambda: progress.advance(task))
     except BaseException:
-        if done := total - len(run.left):
+        if len(run.left) < left:
+            done = total - len(run.left)
             say(
                 f"stopped; {done} of {total} verdicts are saved in {run.journal.path}; "
                 "rerun the same command to resume"

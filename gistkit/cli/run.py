@@ -8,7 +8,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,6 +20,8 @@ from gistkit.errors import GistkitError, OptionError, SaveError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from gistkit.model import GistModel
 
 NAME = "gistkit"
 GRACE = 5.0  # seconds
@@ -39,12 +43,12 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
         context = getattr(error, "ctx", None)
         path = NAME if context is None else context.command_path
         return _complain(f"{error.format_message()} (see {path} --help)")  # type: ignore[attr-defined]
-    except BrokenPipeError:  # the reader has what it wanted
+    except BrokenPipeError:  # the reader has closed the pipe
         _drop_stdout()
         return 1
     except OSError as error:  # standard output is full, the network is down
         _drop_stdout()
-        return _complain(f"{error}; free space, or see whether the network is there")
+        return _complain(f"{error}; free space or check the network")
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     if status == 130:
@@ -94,7 +98,7 @@ def emit(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Tell the user something beside the results, in one line on stderr."""
+    """Print one line on stderr, beside the results."""
     print(f"{NAME}: {text}", file=sys.stderr, flush=True)
 
 
@@ -107,7 +111,7 @@ def refuse_given(context: typer.Context, *names: str, why: str) -> None:
 
 
 def progress_bar() -> "Progress":
-    """A bar on standard error, where that is a terminal; it goes when all is done."""
+    """A progress bar on standard error if that is a terminal; it disappears at the end."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -128,15 +132,60 @@ def progress_bar() -> "Progress":
     )
 
 
+@contextmanager
+def tensor_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar over tensors."""
+    with progress_bar() as bar:
+        task = bar.add_task("", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield show
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """The options of a command that say which model is loaded, and how."""
+
+    model: str
+    precision: str = "fp32"
+    device: str = "auto"
+    cache_dir: str | None = None
+    weight_diff_base: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise OptionError("`model_name_or_path` is empty; give a folder or a hub id")
+
+    def load(self, *, verbose: bool = False) -> "GistModel":
+        """The model (raises ModelError, OptionError)."""
+        if not verbose:
+            quiet_libraries()
+        from gistkit.model import GistModel
+
+        path = self.model
+        if self.weight_diff_base is not None:
+            from gistkit.paper.weight_diff import recovered
+
+            with tensor_bar() as progress:
+                path = recovered(
+                    path, self.weight_diff_base, cache_dir=self.cache_dir, progress=progress
+                )
+        return GistModel.from_pretrained(
+            path, dtype=self.precision, device=self.device, cache_dir=self.cache_dir
+        )
+
+
 def quiet_libraries() -> None:
-    """Keep transformers' progress bars and everybody's warnings off stderr."""
+    """Keep progress bars and warnings of libraries off stderr."""
     import warnings
     from logging import ERROR, getLogger
 
     from transformers.utils import logging
 
     warnings.simplefilter("ignore")
-    # it tells of every attempt to reach a hub that is not there
+    # it logs every attempt to reach a hub that is offline
     getLogger("huggingface_hub").setLevel(ERROR)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -144,7 +193,7 @@ def quiet_libraries() -> None:
 
 def _complain(message: str) -> int:
     rank = os.environ.get("RANK", "0")
-    if rank != "0":  # most mistakes are every process's; the first tells, the launcher ends us
+    if rank != "0":  # usually every process fails; rank 0 reports, and the launcher ends the rest
         time.sleep(GRACE)
         message = f"on rank {rank}: {message}"
     say("error: " + " ".join(message.split()))
@@ -152,5 +201,5 @@ def _complain(message: str) -> int:
 
 
 def _drop_stdout() -> None:
-    """Send what is still buffered nowhere; Python would fail on it once more at exit."""
+    """Discard what is buffered, or Python would fail on it once more at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,8 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from gistkit.cli.request import Request
-from gistkit.cli.run import emit, say
+from gistkit.cli.run import ModelOptions, emit, say
 from gistkit.cli.serve import WithVllm
 from gistkit.fidelity import MIN_FIDELITY
 from gistkit.serving.app import make_app
@@ -60,17 +59,11 @@ def serve_model(asked: Serving) -> None:
         drain_seconds=asked.drain_seconds,
         log_prompts=asked.log_prompts,
     )
-    request = Request(
+    request = ModelOptions(
         model=asked.model,
-        base=None,
         precision=asked.precision,
         device=asked.device,
         cache_dir=asked.cache_dir,
-        num_gist_tokens=None,
-        allow_untrained=False,
-        max_new_tokens=None,
-        temperature=0.0,
-        seed=None,
     )
     place = GistStore.default_place() if asked.store is None else asked.store
     if asked.vllm is not None and asked.vllm.print_command:
@@ -103,7 +96,7 @@ def serve_model(asked: Serving) -> None:
 
 
 @contextmanager
-def _engine(asked: Serving, request: Request, store: GistStore) -> Iterator[Engine]:
+def _engine(asked: Serving, request: ModelOptions, store: GistStore) -> Iterator[Engine]:
     limits = {
         "max_waiting": asked.max_waiting,
         "max_rows": asked.max_rows,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
-from gistkit.cli.request import Request
+from gistkit.cli.run import ModelOptions
 from gistkit.errors import MissingExtraError, OptionError
 from gistkit.integrations.server import MODULE, check_options, server_options
 from gistkit.integrations.start import connector_config
@@ -31,7 +31,7 @@ KEY = "GISTKIT_ENDPOINT_KEY"
 
 
 def print_command(
-    request: Request,
+    request: ModelOptions,
     store: str,
     *,
     store_bytes: int | None,
@@ -63,7 +63,7 @@ def print_command(
 
 @contextmanager
 def vllm_engine(
-    request: Request,
+    request: ModelOptions,
     store: GistStore,
     *,
     store_bytes: int | None,
@@ -120,7 +120,7 @@ def vllm_engine(
         yield _checked(found)
 
 
-def _on_cpu(request: Request) -> Request:
+def _on_cpu(request: ModelOptions) -> ModelOptions:
     """Where weights are only looked at: the accelerator's memory is vLLM's."""
     return replace(request, device="cpu")
 

@@ -1,13 +1,11 @@
 """`gistkit weights`: weight diffs, made, recovered and verified."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gistkit.cli.run import emit, progress_bar, quiet_libraries
+from gistkit.cli.run import emit, quiet_libraries, tensor_bar
 
 Raw = Annotated[str, typer.Option(metavar="MODEL", help="The base: a folder or hub id.")]
 Diff = Annotated[str, typer.Option(metavar="MODEL", help="The diff: a folder or hub id.")]
@@ -146,15 +144,3 @@ def _report(**facts: object) -> None:
     from json import dumps
 
     emit(dumps({"schema_version": 1, **facts}))
-
-
-@contextmanager
-def tensor_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Shows on a terminal how many tensors are done."""
-    with progress_bar() as bar:
-        task = bar.add_task("", total=None)
-
-        def show(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        yield show

@@ -29,7 +29,7 @@ class AnswerOptions:
         condition: gist | pos_control | neg_control.
         num_gist_tokens: k; None is the model's default.
         batch_size: inputs answered at once.
-        max_new_tokens: at most this many tokens each.
+        max_new_tokens: most tokens of an answer.
         max_length: published `generation_max_length` of decoder-only models: the longest prompt of
             a batch counts against it, so long prompts get few new tokens. None: no such limit.
         num_beams: beam search.
@@ -66,13 +66,13 @@ def answer(
     known: Mapping[int, str] = MappingProxyType({}),
     found: Callable[[Mapping[int, str]], None] = lambda answers: None,
 ) -> list[str]:
-    """An answer for each example, in order. An instruction met twice is compressed once.
+    """An answer for each example, in order. Each distinct instruction is compressed once.
 
-    Examples of like length share a batch. A prompt with no room left for one new token is answered
-    with "", as the published evaluation does.
+    Examples of similar length share a batch. A prompt that leaves no room for one new token is
+    answered with "", as in the published evaluation.
 
     Args:
-        known: answers that are there already, by row.
+        known: answers from an earlier run, by row.
         found: called after each batch with its answers, by row.
 
     Raises:

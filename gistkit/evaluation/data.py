@@ -27,7 +27,7 @@ def read_validation(
 
     Raises:
         OptionError: there is no such split.
-        DataError: nothing is there, or a file is damaged.
+        DataError: there are no examples, or a file is damaged.
     """
     wanted = tuple(PREFIX + split.removeprefix(PREFIX) for split in splits)
     if path == TASKS:
@@ -42,7 +42,7 @@ def read_validation(
         folder = AlpacaPlus(Path(path))
         found = {split: folder.read(split) for split in wanted or _there(folder)}
     elif len(wanted) > 1:
-        raise OptionError(f"{path} is a file, which is one split; give one --split, or a folder")
+        raise OptionError(f"{path} is a file, which is one split; give one `split`, or a folder")
     else:
         name = wanted[0] if wanted else split_name(Path(path))
         found = {name: read_examples(path)}
@@ -66,5 +66,5 @@ def _there(folder: AlpacaPlus) -> list[str]:
                 continue
             found.append(split)
     if not found:
-        folder.path(PREFIX + "seen")  # says what was sought
+        folder.path(PREFIX + "seen")  # its error names the files that were looked for
     return found

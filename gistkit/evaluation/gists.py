@@ -1,4 +1,4 @@
-"""Gists of many prompts, each instruction compressed once and kept no longer than it is needed."""
+"""Gists of many prompts: each instruction is compressed once, and dropped after its last use."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,11 +9,11 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the command line imports
 
 
 class Gists:
-    """Gists of the prompts to come: made when first asked for, dropped when asked for no more.
+    """Gists that are made when first needed and dropped after their last use.
 
     Args:
-        compress: makes the gist of each instruction given, in one batch.
-        instructions: of all prompts to come, as often as they come.
+        compress: makes the gists of several instructions, in one batch.
+        instructions: of all prompts to come, repeated as often as they are used.
     """
 
     def __init__(

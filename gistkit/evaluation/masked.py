@@ -1,6 +1,6 @@
 """Greedy answers the published way: every step is a full pass under the condition's mask.
 
-Nothing of the gist is kept between steps. Slow; it is what answers from cached gists must equal.
+Nothing is cached between steps. Slow; answers from cached gists must equal these.
 
 Shapes: B batch, S prompt, T new tokens, V vocabulary.
 """

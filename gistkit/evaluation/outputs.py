@@ -21,7 +21,7 @@ from gistkit.prompts import GIST_TOKEN
 
 COLUMNS = ("x", "y_pred", "y_true")
 
-_HINT = "only answers to the same examples are compared; score others apart (--unpaired)"
+_HINT = "only answers to the same examples can be compared; otherwise pass `unpaired=True`"
 _SPAN = re.compile(rf"(\s*{GIST_TOKEN})+\s*")
 
 
@@ -64,7 +64,7 @@ def _parse(text: str, path: Path) -> list[Output]:
             f"{path}: no column {' or '.join(missing)}; files of outputs have the columns "
             f"{','.join(COLUMNS)}"
         )
-    places = [header.index(name) for name in COLUMNS]
+    columns = [header.index(name) for name in COLUMNS]
     rows = []
     for row in reader:
         if not row:
@@ -74,7 +74,7 @@ def _parse(text: str, path: Path) -> list[Output]:
                 f"{path} line {reader.line_num}: {len(row)} fields for {len(header)} columns; "
                 "write the file again"
             )
-        rows.append(Output(*(row[place] for place in places)))
+        rows.append(Output(*(row[column] for column in columns)))
     if not rows:
         raise DataError(f"{path}: holds no rows; expected at least one")
     return rows
@@ -95,11 +95,11 @@ def matched(
 ) -> list[Output]:
     """`others` in the order of `rows`, so that each answers the same example.
 
-    Examples are the same if instruction, input and reference are, gist tokens and white space left
-    aside. Either may be cut off: a longer gist leaves less room for the prompt.
+    Examples are the same if instruction, input and reference are, ignoring gist tokens and white
+    space. Either may be cut off: a longer gist leaves less room for the prompt.
 
     Args:
-        names: what to call the two in messages.
+        names: of the two, for messages.
 
     Raises:
         DataError: there is no such order.
@@ -111,16 +111,16 @@ def matched(
     ours, theirs = [_example(row) for row in rows], [_example(row) for row in others]
     if all(map(_same, ours, theirs)):
         return list(others)
-    places: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for place in reversed(range(len(theirs))):
-        places[theirs[place]].append(place)
+    indices: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index in reversed(range(len(theirs))):
+        indices[theirs[index]].append(index)
     ordered = []
     for number, example in enumerate(ours, 1):
-        if not places.get(example):
+        if not indices.get(example):
             raise DataError(
                 f"row {number} of {names[0]} ({example[0][:60]!r}) is not in {names[1]}; {_HINT}"
             )
-        ordered.append(others[places[example].pop()])
+        ordered.append(others[indices[example].pop()])
     return ordered
 
 
@@ -130,6 +130,4 @@ def _example(row: Output) -> tuple[str, str]:
 
 
 def _same(example: tuple[str, str], other: tuple[str, str]) -> bool:
-    return all(
-        one.startswith(two) or two.startswith(one) for one, two in zip(example, other, strict=True)
-    )
+    return all(a.startswith(b) or b.startswith(a) for a, b in zip(example, other, strict=True))

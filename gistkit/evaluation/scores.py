@@ -76,19 +76,19 @@ def difference(scores: Scores, others: Scores, *, seed: int) -> dict[str, Any]:
 
 
 def score_files(
-    paths: Sequence[Path], *, paired: bool = True, seed: int = 0
+    paths: Sequence[Path], *, unpaired: bool = False, seed: int = 0
 ) -> dict[str, list[dict[str, Any]]]:
-    """Scores of `files` of outputs, and what each differs from the last (`paired`), as JSON values.
+    """Scores of `files` of outputs, and their `paired` differences to the last, as JSON values.
 
     Args:
-        paired: the files answer the same examples; False compares none.
+        unpaired: the files may answer different examples; none are compared.
 
     Raises:
-        DataError: a file is no file of outputs, or (where `paired`) answers other examples.
+        DataError: a file is no file of outputs, or it answers other examples (unless `unpaired`).
         MissingExtraError: rouge_score is not installed.
     """
     files = [read_outputs(path) for path in paths]
-    if paired:
+    if not unpaired:
         names = [str(path) for path in paths]
         files = [
             matched(files[-1], rows, names=(names[-1], name))
@@ -104,7 +104,7 @@ def score_files(
         "paired": [
             {"a": str(path), "b": str(paths[-1]), **difference(found, scores[-1], seed=seed)}
             for path, found in zip(paths[:-1], scores[:-1], strict=True)
-            if paired
+            if not unpaired
         ],
     }
 

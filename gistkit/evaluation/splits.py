@@ -25,12 +25,12 @@ from gistkit.prompts import GIST_TOKEN, Example
 
 @dataclass(frozen=True, slots=True)
 class SplitResult:
-    """What a model made of a split.
+    """A model's answers to a split.
 
     Attributes:
         answers: one for each example.
         scores: of the answers.
-        loss: of the references, nats a token.
+        loss: of the references, nats per token.
         gen_len: mean length of the answers in tokens.
     """
 
@@ -52,8 +52,8 @@ class SplitEvaluator:
     Attributes:
         splits: examples by split name (`validation_unseen`, ...).
         options: how to answer.
-        folder: where outputs go; None writes none.
-        limits: where rows are cut for the loss, by split.
+        folder: for outputs; None writes none.
+        limits: how long rows may be for the loss, by split.
         seed: of the intervals.
     """
 
@@ -144,7 +144,7 @@ def save_answers(
 def mean_loss(
     model: GistModel, examples: Sequence[Example], options: AnswerOptions, limits: Limits
 ) -> float:
-    """Cross-entropy of the references under the condition's mask, nats, mean over all tokens.
+    """Cross-entropy of the references under the condition's mask: nats, mean over all tokens.
 
     Examples that are too long to keep their gist or any of their output are left out.
 

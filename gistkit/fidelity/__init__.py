@@ -1,7 +1,14 @@
 """Is this gist safe? Measured against its full prompt; see docs/fidelity.md."""
 
-from gistkit.fidelity.measure import fidelity_of, measure_fidelity, with_fidelity
-from gistkit.fidelity.score import MIN_FIDELITY, PARTS, SCHEMA_VERSION, Fidelity
+from gistkit.fidelity.measure import (
+    MIN_FIDELITY,
+    PARTS,
+    SCHEMA_VERSION,
+    Fidelity,
+    fidelity_of,
+    measure_fidelity,
+    with_fidelity,
+)
 
 __all__ = [
     "MIN_FIDELITY",

@@ -8,26 +8,85 @@ Formulas and how well they predict a wrong answer: docs/fidelity.md.
 Shapes: T tokens of an answer.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from math import exp
+from math import exp, isfinite, prod
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gistkit.errors import GistMismatchError, OptionError
+from gistkit.errors import GistFileError, GistMismatchError, OptionError
 from gistkit.fidelity import details
-from gistkit.fidelity.probes import draw_probes
-from gistkit.fidelity.reading import Prompt, Reading, read_along
-from gistkit.fidelity.score import Fidelity, score_of
+from gistkit.fidelity.reading import Prompt, Reading, read_along, sample_probes
 from gistkit.gist import Gist, instruction_hash
 from gistkit.model import GistModel
+
+SCHEMA_VERSION = 1
+
+SCORED = ("divergence", "top1", "prefix", "carried")
+"""Parts of the score; the others say what was lost."""
+
+MIN_FIDELITY = 0.96
+"""A gist below this is not safe; chosen in docs/fidelity.md."""
+
+PARTS = (*SCORED, "likelihood", "numbers", "names", "negations")
 
 PROBES = 8
 MARGIN = 0.1
 """Nats by which the instruction must raise a token's log-probability for the token to count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """How well a gist stands for its instruction.
+
+    Attributes:
+        score: geometric mean of the `SCORED` parts that could be measured, in [0, 1].
+        parts: by name of `PARTS`, in [0, 1]; None: the instruction gives nothing to measure.
+        kl: mean KL(full prompt || gist) of a token, in nats.
+        probes: how many answers were compared.
+        tokens: how many tokens they have together.
+        drawn: whether the probes were sampled from the model, or given.
+        seed: of the sampling.
+    """
+
+    score: float
+    parts: Mapping[str, float | None]
+    kl: float
+    probes: int
+    tokens: int
+    drawn: bool
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, with `schema_version`."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), "parts": dict(self.parts)}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Fidelity":
+        """Read what `to_json` wrote (raises GistFileError)."""
+        match found:
+            case {
+                "schema_version": 1,
+                "score": float(score),
+                "parts": dict(parts),
+                "kl": float(kl),
+                "probes": int(probes),
+                "tokens": int(tokens),
+                "drawn": bool(drawn),
+                "seed": int(seed),
+            } if (
+                parts.keys() == set(PARTS)
+                and all(_is_share(value) for value in (score, *parts.values()) if value is not None)
+                and isfinite(kl)
+            ):
+                return cls(score, parts, kl, probes, tokens, drawn, seed)
+        raise GistFileError(
+            "the fidelity saved with this gist cannot be read; measure it again (gistkit check)"
+        )
 
 
 def measure_fidelity(
@@ -48,10 +107,10 @@ def measure_fidelity(
     Args:
         instruction: what the gist was made of.
         gist: one row.
-        probes: inputs like those to come; default: the model draws some from the full prompt.
-        num_probes: how many are drawn.
-        max_new_tokens: answers are compared up to there.
-        seed: of the drawing.
+        probes: inputs like those expected; default: sampled from the model under the full prompt.
+        num_probes: how many are sampled.
+        max_new_tokens: longest answer that is compared.
+        seed: of the sampling.
 
     Raises:
         GistMismatchError: several rows, another model's gist, or one of another instruction.
@@ -64,7 +123,7 @@ def measure_fidelity(
     k = gist.num_tokens
     drawn = probes is None
     if probes is None:
-        probes = draw_probes(model, instruction, k, n=num_probes, seed=seed)
+        probes = sample_probes(model, instruction, k, n=num_probes, seed=seed)
     inputs = list(dict.fromkeys(probes))
     plain = details.without_negations(instruction)
     readings: list[Reading] = []
@@ -75,12 +134,14 @@ def measure_fidelity(
             readers["plain"] = [Prompt(model.encoder.prompt(plain, x, k)) for x in group]
         leaders = [Prompt(model.encoder.prompt(instruction, x, k)) for x in group]
         readings += read_along(model, leaders, readers, max_new_tokens=max_new_tokens)
-    kl = float(torch.cat([one.divergence["gist"] for one in readings]).mean())
+    kl = float(torch.cat([reading.divergence["gist"] for reading in readings]).mean())
     parts = {
         "divergence": exp(-kl),
-        "top1": float(torch.cat([one.agrees["gist"] for one in readings]).float().mean()),
-        "prefix": fmean(_agreeing(one) for one in readings),
-        "likelihood": exp(float(torch.cat([one.others["gist"] for one in readings]).mean())),
+        "top1": float(torch.cat([reading.agrees["gist"] for reading in readings]).float().mean()),
+        "prefix": fmean(_agreeing(reading) for reading in readings),
+        "likelihood": exp(
+            float(torch.cat([reading.others["gist"] for reading in readings]).mean())
+        ),
         "carried": _carried(readings, "none"),
         "numbers": _spelled(model, readings, details.numbers(instruction)),
         "names": _spelled(model, readings, details.names(instruction)),
@@ -91,22 +152,22 @@ def measure_fidelity(
         parts=parts,
         kl=kl,
         probes=len(readings),
-        tokens=sum(len(one.tokens) for one in readings),
+        tokens=sum(len(reading.tokens) for reading in readings),
         drawn=drawn,
         seed=seed,
     )
 
 
 def with_fidelity(gist: Gist, fidelity: Fidelity) -> Gist:
-    """The gist (one row), which keeps this when it is saved."""
+    """The gist (one row) with its fidelity, which is saved with it."""
     (row,) = gist.provenance
     return replace(gist, provenance=(replace(row, fidelity=fidelity.to_json()),))
 
 
 def fidelity_of(gist: Gist) -> Fidelity | None:
-    """What a gist of one row keeps, if it was measured (raises GistFileError)."""
-    kept = gist.provenance[0].fidelity
-    return None if kept is None else Fidelity.from_json(kept)
+    """The fidelity saved with a gist of one row, if it was measured (raises GistFileError)."""
+    found = gist.provenance[0].fidelity
+    return None if found is None else Fidelity.from_json(found)
 
 
 def _check(model: GistModel, instruction: str, gist: Gist) -> None:
@@ -150,7 +211,9 @@ def _spelled(model: GistModel, readings: Sequence[Reading], words: Sequence[str]
     """As `_carried`, of the tokens that spell one of these words of the instruction."""
     if not words:
         return None
-    return _carried(readings, "none", [_spelling(model, one.tokens, words) for one in readings])
+    return _carried(
+        readings, "none", [_spelling(model, reading.tokens, words) for reading in readings]
+    )
 
 
 def _spelling(model: GistModel, tokens: list[int], words: Sequence[str]) -> Tensor:
@@ -167,3 +230,13 @@ def _spelling(model: GistModel, tokens: list[int], words: Sequence[str]) -> Tens
             for before, after in pairwise(texts)
         ]
     )
+
+
+def score_of(parts: Mapping[str, float | None]) -> float:
+    """Geometric mean of the scored parts that were measured: any of them at 0 makes it 0."""
+    values = [value for name in SCORED if (value := parts[name]) is not None]
+    return float(prod(values) ** (1 / len(values)))
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, float) and 0 <= value <= 1

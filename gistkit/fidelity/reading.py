@@ -1,10 +1,11 @@
-"""The full prompt answers, others read along: what each would have said, token by token.
+"""The full prompt answers, other prompts read along: what would each have said, token by token?
 
     full prompt   "Tom, one cake, ..."     chooses every token
     gist          |    |    |              what does it predict here?
-    no prompt     |    |    |              and who was told nothing?
+    no prompt     |    |    |              and without any prompt?
 
-All go in lockstep, so one pass serves every comparison, in any family: nothing is encoded twice.
+All run in lockstep, so one pass serves every comparison, in any family: nothing is encoded twice.
+Where no inputs are given to answer, the model samples some that might follow the instruction.
 
 Shapes: B probes, T tokens of an answer, V vocabulary.
 """
@@ -17,13 +18,18 @@ from torch import Tensor
 
 from gistkit.errors import PromptError
 from gistkit.gist import Prefix
-from gistkit.model import GistModel
+from gistkit.model import GistModel, seeded
+from gistkit.models.inputs import decoding_options
 from gistkit.models.kv_batch import KVBatch
+from gistkit.prompts import GIST_TOKEN
+
+MARK = "\u241f"
+LONGEST = 32  # tokens of a sampled input
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """How one reader is told: ids [L] behind a prefix, or alone."""
+    """Ids [L] that are read after a prefix, or alone."""
 
     ids: list[int]
     prefix: Prefix | None = None
@@ -106,13 +112,6 @@ def read_along(
     ]
 
 
-def end_tokens(model: GistModel) -> list[int]:
-    """Ids that end an answer."""
-    ends = model.hf_model.generation_config.eos_token_id
-    ends = model.tokenizer.eos_token_id if ends is None else ends
-    return [int(ends)] if isinstance(ends, int) else [int(end) for end in ends]
-
-
 def _begin(model: GistModel, prompts: Sequence[Prompt]) -> KVBatch:
     ids, padding = model.pad([prompt.ids for prompt in prompts])
     return model.adapter.begin(ids, padding, prompts[0].prefix, gist_id=model.gist_id)
@@ -135,3 +134,57 @@ def _room(model: GistModel, sides: Sequence[Sequence[Prompt]], wanted: int) -> i
 def _kl(expected: Tensor, seen: Tensor) -> Tensor:
     """KL(expected || seen) [B] of log-probabilities [B, V]; never below zero."""
     return (expected.exp() * (expected - seen)).nan_to_num(0.0).sum(-1).clamp(min=0)
+
+
+def sample_probes(
+    model: GistModel, instruction: str, num_gist_tokens: int, *, n: int, seed: int
+) -> list[str]:
+    """At most `n` different inputs, the empty one first; the same for the same seed.
+
+    A decoder reads `Instruction: ... Input:` in its template and continues; the text it samples up
+    to the end of the line is an input. An encoder-decoder has no such position, so its only probe is
+    the instruction without an input.
+
+    Raises:
+        PromptError: the instruction holds `<GIST>` or does not fit.
+    """
+    if n == 1 or not model.adapter.can_cache_prompts:
+        return [""]
+    return ["", *_continued(model, instruction, num_gist_tokens, n=n - 1, seed=seed)]
+
+
+def _continued(
+    model: GistModel, instruction: str, num_gist_tokens: int, *, n: int, seed: int
+) -> list[str]:
+    """What the model writes where an input goes, under the full prompt."""
+    template = model.encoder.template
+    text = template.render(instruction, MARK, GIST_TOKEN * num_gist_tokens)
+    before, _, after = text.partition(MARK)
+    ids = model.tokenizer(before.rstrip(" "), add_special_tokens=template.add_special_tokens)
+    start = [i for i in ids["input_ids"] if i != model.tokenizer.eos_token_id]
+    limit = model.adapter.max_positions
+    room = LONGEST if limit is None else min(LONGEST, (limit - len(start)) // 2)
+    if room < 1:
+        return []
+    options = decoding_options(
+        max_new_tokens=room,
+        do_sample=True,
+        temperature=1.0,
+        top_p=0.95,
+        top_k=0,
+        num_beams=1,
+        num_return_sequences=n,
+        streamed=False,
+        pad_token_id=model.tokenizer.pad_token_id,
+        eos_token_id=model.end_tokens,
+    )
+    with seeded(seed, model.device), torch.no_grad():
+        prompt = torch.tensor([start], device=model.device)
+        mask = torch.ones_like(prompt)
+        new = model.hf_model.generate(  # type: ignore[operator]
+            input_ids=prompt, attention_mask=mask, generation_config=options, synced_gpus=False
+        )
+    texts = model.tokenizer.batch_decode(new[:, len(start) :], skip_special_tokens=True)
+    stop = after.strip() or "\n"
+    drawn = (text.partition("\n")[0].partition(stop)[0].strip() for text in texts)
+    return list(dict.fromkeys(text for text in drawn if text and GIST_TOKEN not in text))

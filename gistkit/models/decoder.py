@@ -46,8 +46,8 @@ class DecoderAdapter(Adapter):
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.text_config = model.config.get_text_config()
-        self.max_positions = rotary.max_positions(self.text_config)
         self.window = sliding_window(self.text_config)
+        self.max_positions = rotary.max_positions(self.text_config)
         # a sliding window counts padding, too, so there rows begin together and are of one length
         self.rows_join = self.rows_differ = self.window is None
 
@@ -139,7 +139,7 @@ class DecoderAdapter(Adapter):
         **more: Any,
     ) -> Tensor:
         """Raises PromptError where the sequence would get too long."""
-        kept = 0 if prefix is None else prefix.num_tokens
+        kept = 0 if prefix is None else max(prefix.lengths)
         total = kept + ids.shape[1] + options.max_new_tokens
         self._check_length(total)
         if self._window_binds(total, padding):
@@ -201,16 +201,14 @@ class DecoderAdapter(Adapter):
         self, ids: Tensor, padding: Tensor, prefix: Prefix, gist_id: int
     ) -> tuple[Tensor, Tensor, DynamicCache]:
         prefix = prefix.expand(len(ids)).to(device=ids.device)
+        mask = prefix.mask
         kinds = None if self.window is None else self.text_config  # reading them takes a while
         names = [f"layers.{i}" for i in range(len(prefix.tensors) // 2)]
         pairs = [(prefix.tensors[f"{n}.keys"], prefix.tensors[f"{n}.values"]) for n in names]
-        cache = DynamicCache(pairs, config=kinds)
-        kept = prefix.mask
-        placeholders = torch.full_like(kept, gist_id)
         return (
-            torch.cat([placeholders, ids], dim=1),
-            torch.cat([kept, padding], dim=1),
-            cache,
+            torch.cat([torch.full_like(mask, gist_id), ids], dim=1),
+            torch.cat([mask, padding], dim=1),
+            DynamicCache(pairs, config=kinds),
         )
 
     def _check_length(self, total: int) -> None:

@@ -110,7 +110,7 @@ REFUSED: Mapping[str, str] = MappingProxyType(
 
 def adapter_for(model: PreTrainedModel) -> Adapter:
     """The adapter of a loaded model (raises UnsupportedModelError)."""
-    return adapter_class(model.config)(model)
+    return _family_of(model.config).adapter(model)
 
 
 def adapter_class(config: PreTrainedConfig) -> type[Adapter]:
@@ -119,16 +119,20 @@ def adapter_class(config: PreTrainedConfig) -> type[Adapter]:
     Raises:
         UnsupportedModelError: with the reason why gists are not exact for this model.
     """
+    family = _family_of(config)
+    if family.adapter is DecoderAdapter:
+        rotary.check(config.get_text_config())
+    return family.adapter
+
+
+def _family_of(config: PreTrainedConfig) -> Family:
     kind = config.model_type
-    family = FAMILIES.get(kind)
-    if family is None:
+    if kind not in FAMILIES:
         reason = REFUSED.get(kind, "its cached gists were never proved to be exact")
         raise UnsupportedModelError(
             f"model type {kind!r} is not supported: {reason}; supported: {', '.join(FAMILIES)}"
         )
-    if family.adapter is DecoderAdapter:
-        rotary.check(config.get_text_config())
-    return family.adapter
+    return FAMILIES[kind]
 
 
 def key_frequencies(config: Any) -> Tensor:

@@ -6,14 +6,11 @@ is switched off would change answers. Of all that, only the special ids are take
 """
 
 import math
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from gistkit.errors import OptionError, PromptError
@@ -104,47 +101,6 @@ def move(model: Any, device: torch.device) -> PreTrainedModel:
     """The model on `device`, in evaluation mode."""
     moved: PreTrainedModel = model.to(device).eval()
     return moved
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside a `with`, for models that are being trained.
-
-    Otherwise dropout would leave a gist to chance, and gradient checkpointing would drop its cache.
-    """
-    training = [module for module in model.modules() if module.training] if model.training else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-_SEEDING = threading.RLock()
-
-
-@contextmanager
-def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Seed torch inside a `with`, and put the caller's random state back; None changes nothing.
-
-    torch samples from one generator for the whole process: seeded calls wait for each other, and
-    other threads that draw random numbers meanwhile disturb them.
-
-    Raises:
-        OptionError: the seed is no whole number from 0 to 2**63 - 1.
-    """
-    if seed is None:
-        yield
-        return
-    check_numbers(least=0, seed=seed)
-    if seed >= 2**63:
-        raise OptionError(f"`seed` must be below 2**63, not {seed}")
-    devices = [device] if device.type == "cuda" else []
-    with _SEEDING, torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
 
 
 class _AsGiven(GenerationConfig):

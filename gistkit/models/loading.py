@@ -31,7 +31,6 @@ from transformers.utils.hub import cached_file
 from gistkit.errors import ModelNotFoundError, NotAGistModelError, OptionError
 from gistkit.models.config import FILE_NAME, GistConfig
 from gistkit.models.families import adapter_class
-from gistkit.models.inputs import check_device, move
 from gistkit.prompts import GIST_TOKEN
 
 TOY = "toy"
@@ -59,12 +58,12 @@ def load_gist_model(
     path_or_hub_id: str,
     *,
     dtype: str | torch.dtype,
-    device: str | torch.device,
+    device: torch.device,
     cache_dir: str | None = None,
     weight_diff_base: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, GistConfig]:
     """All parts of a gist model; arguments and errors as `GistModel.from_pretrained`."""
-    parsed, target = parse_dtype(dtype), check_device(device)
+    parsed = parse_dtype(dtype)
     path = whole_model(resolve(path_or_hub_id), weight_diff_base, cache_dir=cache_dir)
     model_config = load_config(path, cache_dir=cache_dir)
     tokenizer = load_tokenizer(path, cache_dir=cache_dir)
@@ -74,10 +73,10 @@ def load_gist_model(
             f"{path} is not a gist model: its tokenizer has no {GIST_TOKEN}; train it first "
             "(gistkit train), or start from it with GistModel.from_base"
         )
-    model = load_model(path, model_config, dtype=parsed, cache_dir=cache_dir)
+    model: Any = load_model(path, model_config, dtype=parsed, cache_dir=cache_dir)
     if config is None:
         config = GistConfig(template=adapter_class(model_config).default_template)
-    return move(model, target), tokenizer, config
+    return model.to(device), tokenizer, config
 
 
 def whole_model(path: str, weight_diff_base: str | None, *, cache_dir: str | None = None) -> str:

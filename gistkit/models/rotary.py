@@ -40,7 +40,12 @@ def check(config: Any) -> None:
 
 
 def max_positions(config: Any) -> int:
-    """Positions the model was made for; fewer where its rotation changes past a length."""
+    """Positions the model was made for; fewer where its rotation changes past a length.
+
+    Raises:
+        UnsupportedModelError: as `check`.
+    """
+    check(config)
     limits = [config.max_position_embeddings]
     for rope in parameters(config):
         if rope["rope_type"] in CHANGING:

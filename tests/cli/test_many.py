@@ -1,4 +1,4 @@
-"""`gistkit compress --jsonl`: many prompts, interrupted and gone on with."""
+"""`gistkit compress --jsonl`: many prompts, interrupted and resumed."""
 
 import json
 import resource
@@ -98,7 +98,7 @@ def test_a_file_of_results_is_whole_and_not_replaced(
     assert run(*command, "--force").status == 0
 
 
-def test_an_interrupted_run_goes_on(
+def test_an_interrupted_run_resumes(
     run: Run, decoder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = results(run(*options(decoder, prompts)).out)
@@ -108,8 +108,8 @@ def test_an_interrupted_run_goes_on(
         interrupt_after(patch, batches=1)
         ended = run(*command)
     assert ended.status == 130
-    assert f"2 of 5 results are kept in {partial}; the same command goes on" in ended.err
-    assert ended.err.startswith("gistkit: stopped; ")  # no bar where nobody watches
+    assert f"2 of 5 results are in {partial}; rerun the same command to resume" in ended.err
+    assert ended.err.startswith("gistkit: stopped; ")  # no bar without a terminal
     assert ended.err.endswith("gistkit: interrupted\n")
     assert not out.exists()
     assert results(partial.read_text()) == whole[:2]
@@ -133,7 +133,7 @@ def test_results_on_standard_output_survive_an_interrupt(
     assert "2 of 5 results are written" in ended.err
 
 
-def test_a_full_disk_keeps_whole_lines_and_the_run_goes_on(
+def test_a_full_disk_keeps_whole_lines_and_the_run_resumes(
     run: Run, decoder: Path, prompts: Path, tmp_path: Path
 ) -> None:
     whole = run(*options(decoder, prompts)).out
@@ -147,7 +147,7 @@ def test_a_full_disk_keeps_whole_lines_and_the_run_goes_on(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert ended.status == 2
-    assert "2 of 5 results are kept" in ended.err
+    assert "2 of 5 results are in" in ended.err
     assert f"gistkit: error: could not write {out}: File too large" in ended.err
     assert not out.exists()
     assert run(*command).status == 0
@@ -173,7 +173,7 @@ def test_a_partial_file_of_another_run_is_refused(
     else:
         command = (*command, "--num-gist-tokens", 4)
     ended = run(*command)
-    assert "remove it, or add --force to start anew" in ended.error
+    assert "remove it, or add --force to start over" in ended.error
     assert run(*command, "--force").status == 0
     asked = prompts.read_text().splitlines()
     assert len(results(out.read_text())) == len(asked)

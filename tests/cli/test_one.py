@@ -117,7 +117,7 @@ def test_sampling_repeats_under_a_seed(run: Run, decoder: Path) -> None:
     assert sample(1) == sample(1) != sample(2)
 
 
-def test_compare_puts_four_ways_side_by_side(
+def test_compare_puts_four_modes_side_by_side(
     run: Run, decoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = GistModel.from_pretrained(decoder)
@@ -126,9 +126,9 @@ def test_compare_puts_four_ways_side_by_side(
         "--input", "cat", "--max-new-tokens", 6, "--compare",
     )  # fmt: skip
     found = json.loads(run(*arguments, "--json").out)["compare"]
-    gist, cached, full, none = found["ways"]
-    assert [way["name"] for way in found["ways"]] == [
-        "gist", "cached prompt", "full prompt", "no instruction",
+    gist, cached, full, none = found["modes"]
+    assert [mode["mode"] for mode in found["modes"]] == [
+        "gist", "cached prompt", "full prompt", "no prompt",
     ]  # fmt: skip
     options = {"max_new_tokens": 6}
     assert gist["output"] == model.generate("cat", model.compress(INSTRUCTION), **options)[0]
@@ -136,13 +136,13 @@ def test_compare_puts_four_ways_side_by_side(
     assert cached["output"] == full["output"]
     assert none["output"] == model.generate("cat", **options)[0]
     prompt = len(model.encoder.instruction(INSTRUCTION, 2))
-    assert [way["kept_tokens"] for way in found["ways"]] == [2, prompt, 0, 0]
+    assert [mode["kept_tokens"] for mode in found["modes"]] == [2, prompt, 0, 0]
     assert gist["read_tokens"] == none["read_tokens"] == full["read_tokens"] - prompt
-    assert all(0 < way["first_token_seconds"] < way["total_seconds"] for way in found["ways"])
+    assert all(0 < mode["first_token_seconds"] < mode["total_seconds"] for mode in found["modes"])
 
     monkeypatch.setenv("COLUMNS", "120")
     table = run(*arguments).out
-    for text in ("cached prompt", "no instruction", "time to first token", "on this machine"):
+    for text in ("cached prompt", "no prompt", "time to first token", "on this machine"):
         assert text in table
 
 
@@ -153,7 +153,7 @@ def test_compare_says_why_an_encoder_decoder_has_no_cached_prompt(
         "compress", "--model-name-or-path", encoder_decoder, "--instruction", INSTRUCTION,
         "--max-new-tokens", 4, "--compare", "--json",
     )  # fmt: skip
-    gist, cached, full, _ = json.loads(ended.out)["compare"]["ways"]
+    gist, cached, full, _ = json.loads(ended.out)["compare"]["modes"]
     assert "cannot cache a full prompt" in cached["missing"]
     assert gist["missing"] == full["missing"] == ""
 
@@ -163,6 +163,6 @@ def test_compare_takes_an_untrained_number_of_gist_tokens(run: Run, decoder: Pat
         "compress", "--model-name-or-path", decoder, "--instruction", INSTRUCTION, "--json",
         "--num-gist-tokens", 3, "--allow_untrained", "--max-new-tokens", 2, "--compare",
     )  # fmt: skip
-    ways = json.loads(ended.out)["compare"]["ways"]
-    assert ways[0]["kept_tokens"] == 3
-    assert not any(way["missing"] for way in ways)
+    modes = json.loads(ended.out)["compare"]["modes"]
+    assert modes[0]["kept_tokens"] == 3
+    assert not any(mode["missing"] for mode in modes)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gistkit.models.fingerprint import SAMPLES, fingerprint, version
+from gistkit.model import SAMPLES, fingerprint, version
 from gistkit.testing import tiny_model
 
 

@@ -24,17 +24,17 @@ FAULTS = (
 
 
 def no_faults(key: str, time: int) -> str | None:
-    """A calm endpoint."""
+    """Nothing goes wrong."""
     return None
 
 
 def faults(seed: int, *, most: int = 3) -> Callable[[str, int], str | None]:
-    """A plan of faults: every question meets 0 to `most` of them, drawn by `seed`, then peace."""
+    """A plan of faults: every question meets 0 to `most` of them, drawn by `seed`, then none."""
 
     def fault(key: str, time: int) -> str | None:
-        draw = random.Random(f"{seed} {key}")
-        times = draw.randint(0, most)
-        return draw.choices(FAULTS, k=most)[time] if time < times else None
+        rng = random.Random(f"{seed} {key}")
+        times = rng.randint(0, most)
+        return rng.choices(FAULTS, k=most)[time] if time < times else None
 
     return fault
 
@@ -100,10 +100,10 @@ def rule(question: str) -> str:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 128  # more than may ask at once: others would wait a second
+    request_queue_size = 128  # a client that finds the queue full waits a second
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that leave are no news."""
+        """Do not report clients that hang up."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -140,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._misbehave(fault, rule(question))
         except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True  # the client lost patience
+            self.close_connection = True  # the client timed out
 
     def _judge(self, choice: str, *, chatty: bool) -> None:
         verdict = json.dumps({"reason": "It is longer.", "choice": choice})

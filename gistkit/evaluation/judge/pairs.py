@@ -39,7 +39,7 @@ class Question:
 
     @property
     def key(self) -> tuple[int, bool]:
-        """What tells it from the other questions of a comparison."""
+        """Unique among the questions of a comparison."""
         return self.pair.row, self.swapped
 
 
@@ -75,9 +75,9 @@ def read_pairs(a: Path, b: Path, names: tuple[str, str]) -> list[Pair]:
 
 
 def question(x: str, where: str) -> str:
-    """What a prompt asks: without gist tokens and without what opens the answer.
+    """A prompt as the judge sees it: without gist tokens and without the "Output:" at its end.
 
-    `where` names it in messages. Raises DataError if text stands between gist tokens.
+    `where` names it in messages. Raises DataError if there is text between gist tokens.
 
     >>> question("Instruction: Name it. <GIST> <GIST> Input: 1\\nOutput:", "")
     'Instruction: Name it.\\nInput: 1'
@@ -91,10 +91,10 @@ def question(x: str, where: str) -> str:
 def questions(
     pairs: Sequence[Pair], *, seed: int = SEED, both_orders: bool = False
 ) -> Iterator[Question]:
-    """Every pair in the order that `seed` draws, and then with `both_orders` in the other.
+    """Every pair in the order that `seed` draws, then with `both_orders` in the other order.
 
-    One draw a row, so the order of a row does not depend on how many are judged. Seed 42 draws the
-    orders of the published results.
+    One draw per row, so the order of a row does not depend on how many are judged. Seed 42 gives
+    the orders of the published results.
     """
     rng = random.Random(seed)
     drawn = [Question(pair, rng.random() >= 0.5) for pair in pairs]

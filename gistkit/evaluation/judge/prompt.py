@@ -1,4 +1,4 @@
-"""What a judge is told, and how its answer is read.
+"""The prompt of a judge, and how its reply is parsed.
 
 Knows nothing about endpoints.
 """
@@ -66,7 +66,7 @@ class UnreadableVerdict(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge said of a question as shown: `choice` is "a", "b" or "tie"."""
+    """A judge's choice about a question as shown: "a", "b" or "tie"."""
 
     choice: str
     reason: str
@@ -74,7 +74,8 @@ class Verdict:
     def of_pair(self, question: Question) -> str:
         """The choice as the published results write it.
 
-        "A", "B" or "tie"; of a swapped pair "a" or "b", told of the pair and not of the order.
+        "A", "B" or "tie"; for a swapped pair "a" or "b", which refer to the pair, not to the order
+        shown.
         """
         if self.choice == "tie":
             return "tie"
@@ -103,9 +104,9 @@ def reminded(conversation: list[dict[str, str]], answer: str) -> list[dict[str, 
 
 
 def parse(answer: str) -> Verdict:
-    """The verdict in an answer: the first JSON object with both keys, whatever stands around it.
+    """The verdict in an answer: the first JSON object with both keys, whatever surrounds it.
 
-    Raises UnreadableVerdict where there is none, or its choice is none of the three.
+    Raises UnreadableVerdict if there is none, or its choice is none of the three.
 
     >>> parse('```json\\n{"reason": "Shorter.", "choice": "Answer B"}\\n```').choice
     'b'

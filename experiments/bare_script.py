@@ -3,18 +3,21 @@
     python experiments/bare_script.py FOLDER INSTRUCTION INPUT NEW_TOKENS [cached]
 
 INSTRUCTION and INPUT are the two parts of the prompt's text; `cached` reads the first into a KV
-cache before, as a process that answers many inputs would. Imports nothing of this project.
+cache before, as a process that answers many inputs would. Imports nothing of this project, and of
+transformers only the model's own class and a fast tokenizer: FOLDER must hold a Llama.
 """
 
 import sys
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import PreTrainedTokenizerFast
+from transformers.cache_utils import DynamicCache
+from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 folder, instruction, text, new_tokens = sys.argv[1:5]
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+model: Any = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
 prompt = tokenizer(instruction + text, return_tensors="pt")
 cache = None
 if "cached" in sys.argv[5:]:

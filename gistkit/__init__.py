@@ -15,16 +15,18 @@ if TYPE_CHECKING:
     from gistkit.gist import Prefix as Prefix
     from gistkit.model import GistModel as GistModel
     from gistkit.prompts import Example as Example
+    from gistkit.store import GistStore as GistStore
 
 _HOMES = {
     "Example": "gistkit.prompts",
     "Gist": "gistkit.gist",
     "GistModel": "gistkit.model",
+    "GistStore": "gistkit.store",
     "GistkitError": "gistkit.errors",
     "Prefix": "gistkit.gist",
 }
 
-__all__ = ["Example", "Gist", "GistModel", "GistkitError", "Prefix"]
+__all__ = ["Example", "Gist", "GistModel", "GistStore", "GistkitError", "Prefix"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,31 +6,31 @@
     ├── DataError           a data file: missing, malformed at line n, a missing field, empty
     ├── ModelError
     │   ├── ModelNotFoundError     no such folder or hub id, or it cannot be read
-    │   ├── NotAGistModelError     a plain language model: nobody taught it what `<GIST>` means
+    │   ├── NotAGistModelError     a plain language model, not trained for `<GIST>`
     │   └── UnsupportedModelError  a model the theorem is not proved for; says why
     ├── GistError
     │   ├── GistFileError          a gist file: missing, truncated, changed, another version
     │   └── GistMismatchError      a gist made by another model, or gists that cannot be stacked
     ├── MaskError           gist tokens of a row that are not one contiguous span
-    ├── TrainingError       a run that cannot go on: the loss is no number, memory ran out
-    ├── JudgeError          a judge's endpoint: not there, refuses the key, leaves pairs unjudged
+    ├── TrainingError       a run that cannot continue: the loss is not a number, no memory left
+    ├── JudgeError          a judge's endpoint: unreachable, refuses the key, leaves pairs unjudged
     ├── ServerError
-    │   ├── BusyError              more waits than may; says when to ask again
+    │   ├── BusyError              the request queue is full; says when to try again
     │   └── UnavailableError       the engine stopped, or is stopping
     ├── SaveError           writing failed (disk full, no permission); nothing half-written is left
     └── MissingExtraError   an optional dependency; the message is the pip command
 
 Each message is one line that says what was wrong, where, and what to do. The command line prints it
-and exits with status 2. Mistakes of ours are not in this tree: they are assertions.
+and exits with status 2. Bugs of gistkit are not in this tree: they are assertions.
 """
 
 
 class GistkitError(Exception):
-    """Something the user can mend."""
+    """Something the user can correct."""
 
 
 class OptionError(GistkitError, ValueError):
-    """An option has a value that means nothing here."""
+    """An option has an invalid value."""
 
 
 class PromptError(GistkitError, ValueError):
@@ -74,22 +74,22 @@ class MaskError(GistkitError, ValueError):
 
 
 class TrainingError(GistkitError, RuntimeError):
-    """A training run cannot go on; its last whole checkpoint is kept."""
+    """A training run cannot continue; its last complete checkpoint is kept."""
 
 
 class JudgeError(GistkitError, RuntimeError):
-    """An endpoint cannot be used as a judge; what it judged is kept."""
+    """An endpoint cannot be used as a judge; judgements made so far are kept."""
 
 
 class ServerError(GistkitError, RuntimeError):
-    """A request cannot be answered now, though nothing is wrong with it."""
+    """A valid request cannot be answered now."""
 
 
 class BusyError(ServerError):
-    """More is waiting than may.
+    """The request queue is full.
 
     Attributes:
-        retry_after: seconds after which to ask again.
+        retry_after: seconds after which to try again.
     """
 
     def __init__(self, message: str, retry_after: float) -> None:
@@ -101,7 +101,7 @@ class BusyError(ServerError):
 
 
 class UnavailableError(ServerError):
-    """Nobody is there to answer."""
+    """The engine cannot answer."""
 
 
 class SaveError(GistkitError, OSError):

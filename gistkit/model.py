@@ -40,6 +40,7 @@ from gistkit.models.inputs import (
     cut_at,
     decoding_options,
     move,
+    parse_dtype,
     stops_of,
 )
 from gistkit.models.streaming import stream_text
@@ -104,7 +105,7 @@ class GistModel:
         """
         parts = loading.load_gist_model(
             os.fspath(path_or_hub_id),
-            dtype=dtype,
+            dtype=parse_dtype(dtype),
             device=check_device(device),
             cache_dir=cache_dir,
             weight_diff_base=weight_diff_base,
@@ -140,7 +141,7 @@ class GistModel:
             hf_model, base = path_or_model, str(path_or_model.config.name_or_path)
         else:
             base = os.fspath(path_or_model)
-            path, parsed = loading.resolve(base), loading.parse_dtype(dtype)
+            path, parsed = loading.resolve(base), parse_dtype(dtype)
             model_config = loading.load_config(path, cache_dir=cache_dir)
             tokenizer = tokenizer or loading.load_tokenizer(path, cache_dir=cache_dir)
             hf_model = loading.load_model(path, model_config, dtype=parsed, cache_dir=cache_dir)

@@ -166,10 +166,10 @@ class ModelOptions:
 
         path = self.model
         if self.weight_diff_base is not None:
-            from gistkit.paper.weight_diff import recovered
+            from gistkit.models.loading import whole_model
 
             with tensor_bar() as progress:
-                path = recovered(
+                path = whole_model(
                     path, self.weight_diff_base, cache_dir=self.cache_dir, progress=progress
                 )
         return GistModel.from_pretrained(

@@ -43,9 +43,10 @@ def diff(
     gistkit weights diff --path_raw llama-7b --path_tuned tuned --path_diff diff
     """
     quiet_libraries()
-    from gistkit.paper.weight_diff import fetch, make_diff
+    from gistkit.models.loading import fetch
+    from gistkit.paper.weight_diff import make_diff
 
-    raw, tuned = fetch(path_raw, cache_dir), fetch(path_tuned, cache_dir)
+    raw, tuned = fetch(path_raw, cache_dir=cache_dir), fetch(path_tuned, cache_dir=cache_dir)
     with tensor_bar() as progress:
         manifest = make_diff(raw, tuned, path_diff, progress=progress)
     corrections = sum(manifest.corrections().values())
@@ -77,10 +78,10 @@ def recover(
     gistkit weights recover --path_raw llama-7b --path_diff jayelm/llama-7b-gist-1 --path_tuned out
     """
     quiet_libraries()
-    from gistkit.paper.weight_diff import fetch
+    from gistkit.models.loading import fetch
     from gistkit.paper.weight_diff import recover as recover_tuned
 
-    raw, changes = fetch(path_raw, cache_dir), fetch(path_diff, cache_dir)
+    raw, changes = fetch(path_raw, cache_dir=cache_dir), fetch(path_diff, cache_dir=cache_dir)
     with tensor_bar() as progress:
         recover_tuned(
             raw,
@@ -114,14 +115,14 @@ def verify(
     A released diff has none: there, with --path-raw, the sum of all recovered weights is compared.
     """
     quiet_libraries()
-    from gistkit.paper.weight_diff import fetch
+    from gistkit.models.loading import fetch
     from gistkit.paper.weight_diff import verify as compare
 
     with tensor_bar() as progress:
         verdict = compare(
-            fetch(path_diff, cache_dir),
-            raw=None if path_raw is None else fetch(path_raw, cache_dir),
-            tuned=None if path_tuned is None else fetch(path_tuned, cache_dir),
+            fetch(path_diff, cache_dir=cache_dir),
+            raw=None if path_raw is None else fetch(path_raw, cache_dir=cache_dir),
+            tuned=None if path_tuned is None else fetch(path_tuned, cache_dir=cache_dir),
             name=path_diff,
             progress=progress,
         )

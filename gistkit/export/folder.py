@@ -1,25 +1,19 @@
 """One gist as a folder that another program reads, and back.
 
-    gist.json                                         what the gist is, and how its prompt reads
-    cache.safetensors                                 hf-cache: transformers' DynamicCache
-    adapter_config.json, adapter_model.safetensors    peft: a prefix-tuning adapter
-    store/, kv_transfer_config.json, request.json     vllm: what the engine and a request need
+    gist.json    what the gist is, and how its prompt reads
+    ...          the files of the format
 
-`export` writes one of the three, `restore` reads the folder again and sees that nothing changed.
-Keys and values at positions 0 .. k-1 are all there is to a decoder's gist, and all three take them.
+`export` writes one of `FORMATS`; `restore` reads the folder again and checks that nothing changed.
 """
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from gistkit.errors import GistFileError, GistMismatchError, OptionError
-from gistkit.export import hf_cache, peft, vllm
-from gistkit.export.layers import layers_of
+from gistkit.export.formats import FORMATS, Exported, layers_of
 from gistkit.files import write_folder
 from gistkit.gist import Gist, Provenance
 from gistkit.model import GistModel
@@ -28,13 +22,6 @@ from gistkit.store.entry import content_id
 
 SCHEMA_VERSION = 1
 FACTS = "gist.json"
-FORMATS = ("hf-cache", "peft", "vllm")
-
-_READERS: Mapping[str, Callable[[Path, str], Mapping[str, Tensor]]] = {
-    "hf-cache": hf_cache.read,
-    "peft": peft.read,
-    "vllm": vllm.read,
-}
 
 
 def export(
@@ -45,12 +32,12 @@ def export(
     Args:
         model: the one that made it.
         format: one of FORMATS.
-        base: folder or hub id under which the other program finds the model.
+        base: folder or hub id from which the other program loads the model.
 
     Raises:
         OptionError: an unknown format, or `folder` holds something.
         GistMismatchError: another model's gist, or several.
-        UnsupportedModelError: the format has no place for such a gist; says why.
+        UnsupportedModelError: the format cannot hold such a gist; says why.
         SaveError: it could not be written.
     """
     if format not in FORMATS:
@@ -69,19 +56,16 @@ def export(
         "id": id,
         "base_model": base,
         "dtype": str(gist.dtype).removeprefix("torch."),
-        "prompt": GIST_TOKEN * gist.num_tokens + _behind_the_gist(model),
+        "prompt": GIST_TOKEN * gist.num_tokens + _after_the_gist(model),
         "placeholder": model.gist_id,
         "gist": gist.header(),
     }
 
+    exported = Exported(gist=gist, model=model, layers=layers, facts=facts, target=target)
+
     def write(temporary: Path) -> None:
         (temporary / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
-        if format == "hf-cache":
-            hf_cache.write(temporary, layers)
-        elif format == "peft":
-            peft.write(temporary, layers, base)
-        else:
-            vllm.write(temporary, gist, model, facts, target)
+        FORMATS[format].write(temporary, exported)
 
     return write_folder(target, write)
 
@@ -92,10 +76,10 @@ def restore(folder: str | os.PathLike[str]) -> Gist:
     Raises:
         GistFileError: no such folder, nothing that `export` wrote, or changed since.
     """
-    place = Path(folder)
-    facts = _facts(place)
+    source = Path(folder)
+    facts = _facts(source)
     try:
-        tensors = _READERS[facts["format"]](place, facts["id"])
+        tensors = FORMATS[facts["format"]].read(source, facts["id"])
         header = facts["gist"]
         gist = Gist(
             tensors=tensors,
@@ -108,20 +92,20 @@ def restore(folder: str | os.PathLike[str]) -> Gist:
     except (KeyError, TypeError, ValueError, OSError, RecursionError) as error:
         if isinstance(error, GistFileError):
             raise
-        raise GistFileError(f"{place} is damaged ({error}); export the gist again") from error
+        raise GistFileError(f"{source} is damaged ({error}); export the gist again") from error
     if not same:
-        raise GistFileError(f"{place} has changed since it was written; export the gist again")
+        raise GistFileError(f"{source} has changed since it was written; export the gist again")
     return gist
 
 
-def _facts(place: Path) -> Mapping[str, Any]:
-    path = place / FACTS
+def _facts(folder: Path) -> Mapping[str, Any]:
+    path = folder / FACTS
     try:
         facts = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise GistFileError(
-            f"no {FACTS} in {place}: only what gistkit export wrote comes back, other files do "
-            "not say which model they belong to"
+            f"no {FACTS} in {folder}: only folders of gistkit export can be read, since other "
+            "files do not say which model they belong to"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise GistFileError(f"{path} cannot be read; export the gist again") from error
@@ -130,10 +114,10 @@ def _facts(place: Path) -> Mapping[str, Any]:
             format in FORMATS
         ):
             return facts  # type: ignore[no-any-return]
-    raise GistFileError(f"{path} is nothing that this gistkit wrote; export the gist again")
+    raise GistFileError(f"{path} was not written by this gistkit; export the gist again")
 
 
-def _behind_the_gist(model: GistModel) -> str:
-    """How the template goes on behind the gist, with {input} where the input goes."""
+def _after_the_gist(model: GistModel) -> str:
+    """The template's text after the gist, with {input} where the input goes."""
     text = model.encoder.template.render("-", "{input}", GIST_TOKEN)
     return text[text.index(GIST_TOKEN) + len(GIST_TOKEN) :]

@@ -142,8 +142,8 @@ def sample_probes(
     """At most `n` different inputs, the empty one first; the same for the same seed.
 
     A decoder reads `Instruction: ... Input:` in its template and continues; the text it samples up
-    to the end of the line is an input. An encoder-decoder has no such position, so its only probe is
-    the instruction without an input.
+    to the end of the line is an input. An encoder-decoder has no such position, so its only probe
+    is the instruction without an input.
 
     Raises:
         PromptError: the instruction holds `<GIST>` or does not fit.

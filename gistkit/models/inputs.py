@@ -17,6 +17,15 @@ from gistkit.errors import OptionError, PromptError
 
 Text = str | Sequence[str]
 
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 LOWEST_TEMPERATURE = 1e-6
 """Below it logits divided by it leave float32; above it, sampling is greedy already."""
@@ -94,6 +103,15 @@ def check_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise OptionError(f"device {device!s} is not available here; use `device='cpu'`") from error
+    return found
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """float32 | bfloat16 | float16, or fp32 | bf16 | fp16 (raises OptionError)."""
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise OptionError(f"unknown precision {dtype!r}; choose one of {', '.join(DTYPES)}")
+    assert found is not None
     return found
 
 

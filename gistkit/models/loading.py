@@ -6,6 +6,7 @@ Knows transformers' file layout and the quirks of published checkpoints; knows n
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +29,15 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
-from gistkit.errors import ModelNotFoundError, NotAGistModelError, OptionError
+from gistkit.errors import ModelNotFoundError, NotAGistModelError
 from gistkit.models.config import FILE_NAME, GistConfig
 from gistkit.models.families import adapter_class
+from gistkit.models.inputs import parse_dtype as parse_dtype
 from gistkit.prompts import GIST_TOKEN
 
 TOY = "toy"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
 
 REASONS = {
     "ignore_mismatched_sizes": "its weights do not fit its config.json",
@@ -57,13 +51,12 @@ REASONS = {
 def load_gist_model(
     path_or_hub_id: str,
     *,
-    dtype: str | torch.dtype,
+    dtype: torch.dtype,
     device: torch.device,
     cache_dir: str | None = None,
     weight_diff_base: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, GistConfig]:
     """All parts of a gist model; arguments and errors as `GistModel.from_pretrained`."""
-    parsed = parse_dtype(dtype)
     path = whole_model(resolve(path_or_hub_id), weight_diff_base, cache_dir=cache_dir)
     model_config = load_config(path, cache_dir=cache_dir)
     tokenizer = load_tokenizer(path, cache_dir=cache_dir)
@@ -73,13 +66,19 @@ def load_gist_model(
             f"{path} is not a gist model: its tokenizer has no {GIST_TOKEN}; train it first "
             "(gistkit train), or start from it with GistModel.from_base"
         )
-    model: Any = load_model(path, model_config, dtype=parsed, cache_dir=cache_dir)
+    model: Any = load_model(path, model_config, dtype=dtype, cache_dir=cache_dir)
     if config is None:
         config = GistConfig(template=adapter_class(model_config).default_template)
     return model.to(device), tokenizer, config
 
 
-def whole_model(path: str, weight_diff_base: str | None, *, cache_dir: str | None = None) -> str:
+def whole_model(
+    path: str,
+    weight_diff_base: str | None,
+    *,
+    cache_dir: str | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> str:
     """`path`, or the folder where a weight diff and its base were added.
 
     Raises:
@@ -89,12 +88,14 @@ def whole_model(path: str, weight_diff_base: str | None, *, cache_dir: str | Non
     """
     from gistkit.paper import released  # loaded only when needed, as all of gistkit.paper
 
-    if weight_diff_base is not None:
-        from gistkit.paper.weight_diff import recovered
+    if weight_diff_base is None:
+        released.check_whole(path)
+        return path
+    released.check_diff(path)
+    from gistkit.paper.weight_diff import recovered
 
-        return recovered(path, weight_diff_base, cache_dir=cache_dir)
-    released.check_whole(path)
-    return path
+    diff, base = fetch(path, cache_dir=cache_dir), fetch(weight_diff_base, cache_dir=cache_dir)
+    return recovered(path, diff, base, cache_dir=cache_dir, progress=progress)
 
 
 def resolve(path_or_hub_id: str) -> str:
@@ -104,13 +105,12 @@ def resolve(path_or_hub_id: str) -> str:
     return path_or_hub_id
 
 
-def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """float32 | bfloat16 | float16, or fp32 | bf16 | fp16 (raises OptionError)."""
-    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values():
-        raise OptionError(f"unknown precision {dtype!r}; choose one of {', '.join(DTYPES)}")
-    assert found is not None
-    return found
+def fetch(path_or_hub_id: str, *, cache_dir: str | None = None) -> Path:
+    """The folder of a model, downloaded if need be (raises ModelNotFoundError)."""
+    path = Path(resolve(path_or_hub_id))
+    if path.is_dir():
+        return path
+    return Path(fetch_revision(path_or_hub_id, "main", cache_dir=cache_dir))
 
 
 def fetch_revision(hub_id: str, revision: str, *, cache_dir: str | None = None) -> str:

@@ -54,7 +54,7 @@ def add(
     """Freeze `model` and give it a fresh adapter, in place; training goes through the result.
 
     Args:
-        base: folder or hub id of `model`, for whoever loads the adapter.
+        base: folder or hub id of `model`, recorded for loading the adapter.
         r, alpha, dropout: rank, scale (the product of the matrices counts alpha / r) and dropout.
         target_modules: "all-linear", or names of the model's linear layers.
 

@@ -17,7 +17,7 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 class Abandoned(Exception):
-    """Raised in the generating thread when nobody reads any more."""
+    """Raised in the generating thread when its reader has left."""
 
 
 class TokenQueue(BaseStreamer):

@@ -110,3 +110,10 @@ def check_whole(path: str) -> None:
             f"{path} is a weight diff; give the model it belongs to (`weight_diff_base`), or "
             "recover it first (gistkit weights recover)"
         )
+
+
+def check_diff(path: str) -> None:
+    """Raise OptionError where `path` is known to be a whole model, which has no base."""
+    release = RELEASED.get(path)
+    if release is not None and not release.is_diff:
+        raise OptionError(f"{path} is a whole model; leave out `weight_diff_base`")

@@ -21,8 +21,8 @@ from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
 from gistkit.errors import ModelNotFoundError, OptionError, SaveError
-from gistkit.models import loading
 from gistkit.models.config import FILE_NAME as GIST_CONFIG
+from gistkit.models.inputs import parse_dtype
 from gistkit.paper.base_model import Base
 from gistkit.paper.manifest import (
     CORRECTIONS,
@@ -33,7 +33,7 @@ from gistkit.paper.manifest import (
     corrections,
     file_digest,
 )
-from gistkit.paper.released import MANIFEST, RELEASED, Released, released, released_config
+from gistkit.paper.released import MANIFEST, Released, released, released_config
 from gistkit.paper.weight_files import (
     SHARD,
     TensorFile,
@@ -130,7 +130,7 @@ def recover(
 
     Raises: as `make_diff`.
     """
-    wanted = None if dtype is None else loading.parse_dtype(dtype)
+    wanted = None if dtype is None else parse_dtype(dtype)
     changes = WeightFiles(diff)
     before = Base(raw, changes)
     manifest = Manifest.load(diff)
@@ -171,43 +171,33 @@ def recover(
 
 
 def recovered(
-    diff: str, raw: str, *, cache_dir: str | None = None, progress: Progress = silent
+    name: str,
+    diff: Path,
+    raw: Path,
+    *,
+    cache_dir: str | None = None,
+    progress: Progress = silent,
 ) -> str:
     """The folder in the cache with diff and base added, which loads like any model.
 
     Made by the first call, and again when a file has changed.
 
     Args:
-        diff: a folder or hub id of a diff.
-        raw: a folder or hub id of its base.
-        cache_dir: where downloads and the result are kept; default: Hugging Face's cache.
+        name: what the diff is called: its folder or hub id.
+        diff, raw: folders of the diff and its base.
+        cache_dir: where the result is stored; default: Hugging Face's cache.
 
-    Raises:
-        OptionError: `diff` was released as a whole model; `raw` is not the base.
-        ModelNotFoundError: one of them is not there, or damaged.
-        SaveError: no room for the result.
+    Raises: as `recover`.
     """
-    release = RELEASED.get(diff)
-    if release is not None and not release.is_diff:
-        raise OptionError(f"{diff} is a whole model; leave out `weight_diff_base`")
-    changes, before = fetch(diff, cache_dir), fetch(raw, cache_dir)
     home = Path(HF_HOME) / "gistkit" if cache_dir is None else Path(cache_dir)
-    out = home / FOLDER / f"{Path(diff).name}-{_state(changes, before)[:16]}"
+    out = home / FOLDER / f"{Path(name).name}-{_state(diff, raw)[:16]}"
     if not out.is_dir():
         try:
-            recover(before, changes, out, name=diff, progress=progress)
+            recover(raw, diff, out, name=name, progress=progress)
         except SaveError:
             if not out.is_dir():  # another process may have made it meanwhile
                 raise
     return str(out)
-
-
-def fetch(path_or_hub_id: str, cache_dir: str | None = None) -> Path:
-    """The folder of a model, downloaded if need be (raises ModelNotFoundError)."""
-    path = Path(loading.resolve(path_or_hub_id))
-    if path.is_dir():
-        return path
-    return Path(loading.fetch_revision(path_or_hub_id, "main", cache_dir=cache_dir))
 
 
 def _state(*folders: Path) -> str:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from gistkit.errors import OptionError, SaveError
+from gistkit.models.loading import whole_model
 from gistkit.paper import weight_files
-from gistkit.paper.weight_diff import make_diff, recover, recovered
+from gistkit.paper.weight_diff import make_diff, recover
 from gistkit.paper.weight_files import WeightFiles
 from gistkit.testing import tiny_model
 from tests.paper.weights.stand_ins import (
@@ -104,7 +105,7 @@ def test_two_at_once_make_one(tmp_path: Path) -> None:
     make_diff(tmp_path / "raw", tmp_path / "tuned", tmp_path / "diff")
 
     def load(_: int) -> str:
-        return recovered(
+        return whole_model(
             str(tmp_path / "diff"), str(tmp_path / "raw"), cache_dir=str(tmp_path / "cache")
         )
 

@@ -108,9 +108,7 @@ def test_a_diff_without_its_base(place: Path) -> None:
 
 
 def test_a_whole_model_with_a_base(place: Path) -> None:
-    with pytest.raises(
-        OptionError, match="gist-1 is a whole model; leave out `weight_diff_base`"
-    ):
+    with pytest.raises(OptionError, match="gist-1 is a whole model; leave out `weight_diff_base`"):
         GistModel.from_pretrained(
             "jayelm/flan-t5-xxl-gist-1", weight_diff_base=str(place / "llama-7b")
         )

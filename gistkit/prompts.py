@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from gistkit.errors import OptionError, PromptError
 
-if TYPE_CHECKING:  # transformers takes seconds to import, and readers of data need Example only
+if (
+    TYPE_CHECKING
+):  # transformers takes seconds to import; data needs only Example
     from transformers import PreTrainedTokenizerBase
 
 GIST_TOKEN = "<GIST>"
@@ -31,7 +33,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side says in a conversation. `role` is "user" or "assistant"."""
+    """A message of a conversation. `role` is "user" or "assistant"."""
 
     role: str
     text: str
@@ -291,13 +293,13 @@ class PromptEncoder:
         )
 
     def _end_of_span(self, ids: list[int], num_gist_tokens: int) -> int:
-        places = [i for i, token in enumerate(ids) if token == self.gist_id]
-        if len(places) != num_gist_tokens or places[-1] - places[0] != num_gist_tokens - 1:
+        found = [i for i, token in enumerate(ids) if token == self.gist_id]
+        if len(found) != num_gist_tokens or found[-1] - found[0] != num_gist_tokens - 1:
             raise PromptError(
-                f"this tokenizer puts other tokens between gist tokens (found them at {places}); "
+                f"this tokenizer puts other tokens between gist tokens (found them at {found}); "
                 "add <GIST> to it with GistModel.from_base"
             )
-        return places[-1] + 1
+        return found[-1] + 1
 
 
 def check_example(example: Example, number: int) -> None:
@@ -325,9 +327,9 @@ def check_text(what: str, text: str) -> None:
         raise PromptError(
             f"the {what} is not valid text (at character {error.start}); give it as UTF-8"
         ) from error
-    place = text.find(GIST_TOKEN)
-    if place >= 0:
+    index = text.find(GIST_TOKEN)
+    if index >= 0:
         raise PromptError(
-            f"the {what} contains {GIST_TOKEN} (at character {place}); remove it: gist tokens are "
+            f"the {what} contains {GIST_TOKEN} (at character {index}); remove it: gist tokens are "
             "placed by the template"
         )

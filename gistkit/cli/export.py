@@ -54,7 +54,7 @@ def export(
 ) -> None:
     """Write a gist for transformers, PEFT or vLLM; the values are the same in every bit.
 
-    Decoders only: what is kept of T5 is no KV cache. docs/export.md shows how each is used.
+    Decoders only: a gist of T5 is not a KV cache. docs/export.md shows how each is used.
 
     \b
     gistkit compress --instruction "You are Nora." --save nora.safetensors

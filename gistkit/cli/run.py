@@ -60,8 +60,8 @@ def with_flags(message: str, command: Any, words: Sequence[str]) -> str:
     """`message` with the flags of the command that `words` name, instead of parameters.
 
     `name` and `name=True` become `--name`, `name=False` becomes `--no-name`, `name='x'` becomes
-    `--name x`, and a positional parameter its name in the help; what the command does not take
-    stays as it is.
+    `--name x`, and a positional parameter its name in the help; names that the command does not
+    take are unchanged.
     """
     for word in words:
         if not isinstance(command, TyperGroup):

@@ -51,7 +51,7 @@ class Exported:
     Attributes:
         layers: the gist's keys and values.
         facts: what `gist.json` says of it.
-        target: where the folder is going to be.
+        target: where the folder will be.
     """
 
     gist: Gist

@@ -1,4 +1,4 @@
-"""The full prompt answers, other prompts read along: what would each have said, token by token?
+"""The full prompt answers, other prompts read along: what does each predict, token by token?
 
     full prompt   "Tom, one cake, ..."     chooses every token
     gist          |    |    |              what does it predict here?
@@ -121,8 +121,8 @@ def _room(model: GistModel, sides: Sequence[Sequence[Prompt]], wanted: int) -> i
     limit = model.adapter.max_positions
     if limit is None:
         return wanted
-    kept = [0 if side[0].prefix is None else side[0].prefix.num_tokens for side in sides]
-    longest = max(k + len(p.ids) for k, side in zip(kept, sides, strict=True) for p in side)
+    prefixes = [0 if side[0].prefix is None else side[0].prefix.num_tokens for side in sides]
+    longest = max(k + len(p.ids) for k, side in zip(prefixes, sides, strict=True) for p in side)
     if longest >= limit:
         raise PromptError(
             f"instruction and probe together have {longest} tokens of the {limit} this model can "

@@ -139,8 +139,8 @@ class DecoderAdapter(Adapter):
         **more: Any,
     ) -> Tensor:
         """Raises PromptError where the sequence would get too long."""
-        kept = 0 if prefix is None else max(prefix.lengths)
-        total = kept + ids.shape[1] + options.max_new_tokens
+        prefix_length = 0 if prefix is None else max(prefix.lengths)
+        total = prefix_length + ids.shape[1] + options.max_new_tokens
         self._check_length(total)
         if self._window_binds(total, padding):
             return self._generate_by_length(ids, padding, prefix, options, gist_id=gist_id, **more)
@@ -194,8 +194,8 @@ class DecoderAdapter(Adapter):
     def kv_bytes_per_token(self) -> int:
         """Keys and values of every layer, as one token leaves them."""
         one = torch.zeros((1, 1), dtype=torch.long, device=self.model.device)
-        kept = self.cache_prompt(one, torch.ones_like(one))
-        return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+        cached = self.cache_prompt(one, torch.ones_like(one))
+        return sum(tensor.numel() * tensor.element_size() for tensor in cached.values())
 
     def _on_top(
         self, ids: Tensor, padding: Tensor, prefix: Prefix, gist_id: int

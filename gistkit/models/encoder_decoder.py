@@ -211,7 +211,7 @@ class EncoderDecoderAdapter(Adapter):
                 output = self.encoder(input_ids=ids, attention_mask=padding)
             return output.last_hidden_state, padding
         prefix = prefix.expand(len(ids)).to(device=ids.device)
-        kept = prefix.num_tokens
+        k = prefix.num_tokens
         # gist and input must be neighbours: relative biases count columns
         ids, padding = align_left(ids, padding)
         ids = torch.cat([torch.full_like(prefix.mask, gist_id), ids], dim=1)
@@ -219,7 +219,7 @@ class EncoderDecoderAdapter(Adapter):
 
         def overwrite(name: str) -> Edit:
             rows = prefix.tensors[name]
-            return lambda hidden: torch.cat([rows, hidden[:, kept:]], dim=1)
+            return lambda hidden: torch.cat([rows, hidden[:, k:]], dim=1)
 
         with self._before_blocks(overwrite):
             output = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state

@@ -213,9 +213,9 @@ class ContinuousBatch(KVBatch):
             sources = [order[row] for row in moved]
             for tensor in self._tensors():
                 tensor[moved] = tensor[sources]
-        kept = torch.tensor(order, device=self.lengths.device, dtype=torch.long)
-        self.lengths, self.logits = self.lengths[kept], self.logits[kept]
-        self.spans = self.spans[kept]
+        rest = torch.tensor(order, device=self.lengths.device, dtype=torch.long)
+        self.lengths, self.logits = self.lengths[rest], self.logits[rest]
+        self.spans = self.spans[rest]
         used.rows = len(order)
         used.start = used.end - int(self.spans.max()) if order else used.end
         return order

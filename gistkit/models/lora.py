@@ -79,7 +79,7 @@ def merge_saved(model: PreTrainedModel, folder: str, weights: str) -> PreTrained
     """Merge the adapter of `folder`, with its weights in the file `weights`, into its base `model`.
 
     Raises:
-        ValueError: weights are missing, or not all of them find their place.
+        ValueError: weights are missing, or not all of them fit.
     """
     config = LoraConfig.from_pretrained(folder)
     config.inference_mode = True
@@ -106,7 +106,7 @@ def merge(wrapped: PeftModel) -> PreTrainedModel:
 
 
 def without_adapter(model: nn.Module) -> AbstractContextManager[None]:
-    """Inside, a model made by `add` computes as its base does; a plain model stays as it is."""
+    """Inside, a model made by `add` computes as its base does; plain models are unchanged."""
     if isinstance(model, PeftModel):
         context: AbstractContextManager[None] = model.disable_adapter()
         return context

@@ -26,7 +26,7 @@ CHANGING = ("dynamic", "longrope")
 def parameters(config: Any) -> list[dict[str, Any]]:
     """The rotary settings of a text config: one for all layers, or one for each layer type."""
     rope = config.rope_parameters
-    return [rope] if "rope_type" in rope else [one for one in rope.values() if one]
+    return [rope] if "rope_type" in rope else [kind for kind in rope.values() if kind]
 
 
 def check(config: Any) -> None:

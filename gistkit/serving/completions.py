@@ -76,7 +76,6 @@ class ChatFormat:
             self._event_head = {**self._event_head, "usage": None}
 
     def response(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        """See `Format.response`."""
         return {
             **self._head,
             "object": "chat.completion",
@@ -94,14 +93,12 @@ class ChatFormat:
         }
 
     def first(self) -> Iterator[Event]:
-        """See `Format.first`."""
         gist = self._completion.gist.to_json()
         for index in range(self._completion.num_choices):
             delta = {"role": "assistant", "content": "", "refusal": None}
             yield {**self._event(index, delta), "gist": gist}
 
     def chunk(self, chunk: StreamChunk) -> Iterator[Event]:
-        """See `Format.chunk`."""
         if chunk.text or chunk.logprobs:
             logprobs = _chat_logprobs(chunk.logprobs) if self._logprobs else None
             yield self._event(chunk.index, {"content": chunk.text}, logprobs=logprobs)
@@ -109,7 +106,6 @@ class ChatFormat:
             yield self._event(chunk.index, {}, finish_reason=chunk.finish)
 
     def last(self) -> Iterator[Event]:
-        """See `Format.last`."""
         if self._usage:
             yield _usage_event(self._event_head, self._completion)
 
@@ -130,7 +126,6 @@ class TextFormat:
         self._begun = False
 
     def response(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        """See `Format.response`."""
         return {
             **self._head,
             "choices": [
@@ -142,18 +137,15 @@ class TextFormat:
         }
 
     def first(self) -> Iterator[Event]:
-        """See `Format.first`."""
         yield from ()
 
     def chunk(self, chunk: StreamChunk) -> Iterator[Event]:
-        """See `Format.chunk`."""
         choice = self._choice(chunk.index, chunk.text, chunk.logprobs, chunk.finish)
         gist = {} if self._begun else {"gist": self._completion.gist.to_json()}
         self._begun = True
         yield {**self._event_head, "choices": [choice], **gist}
 
     def last(self) -> Iterator[Event]:
-        """See `Format.last`."""
         if self._usage:
             yield _usage_event(self._event_head, self._completion)
 

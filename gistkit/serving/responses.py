@@ -165,7 +165,9 @@ async def start(
     service: Service = request.app.state.service
     engine, record = service.engine, Record.of(request.scope)
     deadline = asyncio.get_running_loop().time() + service.settings.timeout
-    instruction = body.instruction if body.instruction.strip() else ""
+    instruction, inputs, token_limit = body.instruction, body.inputs, body.token_limit
+    if not instruction.strip():
+        instruction = ""
     if body.model != engine.name:
         raise ApiError(
             404,
@@ -174,15 +176,15 @@ async def start(
             param="model",
         )
     if service.settings.log_prompts:
-        inputs = [_loggable(input) for input in body.inputs]
-        record.facts["prompt"] = {"instruction": instruction, "inputs": inputs}
+        logged = [_loggable(input) for input in inputs]
+        record.facts["prompt"] = {"instruction": instruction, "inputs": logged}
     wanted = body.gist or x_gist or "auto"
     async with asyncio.timeout_at(deadline):
         gist = await service.resolve_gist(instruction, wanted, body.gist_tokens)
     service.metrics.gists.labels(gist.status).inc()
     record.facts |= {"gist": gist.status, "gist_id": gist.id}
     sampling = Sampling(
-        max_tokens=body.token_limit or body.default_max_tokens,
+        max_tokens=token_limit or body.default_max_tokens,
         temperature=body.temperature or 0.0,
         top_p=1.0 if body.top_p is None else body.top_p,
         seed=body.seed,
@@ -197,9 +199,9 @@ async def start(
             sampling,
             client=record.client,
             gist_id=gist.id or "",
-            fit=body.token_limit is None,
+            fit=token_limit is None,
         )
-        for input in body.inputs
+        for input in inputs
     ]
     completion = Completion(
         service, record, gist, prepared, whole=not body.stream, deadline=deadline

@@ -56,19 +56,20 @@ R = TypeVar("R", bound=Request)
 
 
 class FairQueue(Generic[R]):
-    """Waiting requests, one per client in turn."""
+    """Waiting requests, one per client in turn.
+
+    Attributes:
+        size: number of requests.
+    """
 
     def __init__(self) -> None:
         self._clients: dict[str, deque[R]] = {}  # the next client stands first
-        self._size = 0
-
-    def __len__(self) -> int:
-        return self._size
+        self.size = 0
 
     def push(self, request: R) -> None:
         """Add a request behind the others of its client."""
         self._clients.setdefault(request.prepared.client, deque()).append(request)
-        self._size += 1
+        self.size += 1
 
     def in_turn(self) -> list[R]:
         """All requests, the next one first."""
@@ -81,7 +82,7 @@ class FairQueue(Generic[R]):
         if own is None or request not in own:
             return False
         own.remove(request)
-        self._size -= 1
+        self.size -= 1
         if not own:
             del self._clients[request.prepared.client]
         return True
@@ -91,7 +92,7 @@ class FairQueue(Generic[R]):
         for request in requests:
             own = self._clients.pop(request.prepared.client)
             own.remove(request)
-            self._size -= 1
+            self.size -= 1
             if own:
                 self._clients[request.prepared.client] = own
 
@@ -99,7 +100,7 @@ class FairQueue(Generic[R]):
         """Take out all requests."""
         requests = self.in_turn()
         self._clients.clear()
-        self._size = 0
+        self.size = 0
         return requests
 
 

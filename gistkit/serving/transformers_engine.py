@@ -101,12 +101,10 @@ class TransformersEngine(Engine):
         self._stopped = False
 
     async def start(self) -> None:
-        """See `Engine.start`."""
         await asyncio.to_thread(lambda: self._preparer.fingerprint)  # slow, and cached
         self._worker.start(asyncio.get_running_loop())
 
     async def stop(self) -> None:
-        """See `Engine.stop`."""
         if self._stopped:
             return
         self._stopped = True
@@ -116,13 +114,11 @@ class TransformersEngine(Engine):
     async def compress(
         self, instruction: str, num_gist_tokens: int | None = None
     ) -> tuple[str, Gist]:
-        """See `Engine.compress`."""
         return await self._jobs.compress(instruction, num_gist_tokens)
 
     async def measure(
         self, gist_id: str, instruction: str, probes: Sequence[str]
     ) -> Mapping[str, object]:
-        """See `Engine.measure`."""
         return await self._jobs.measure(gist_id, instruction, probes)
 
     async def prepare(
@@ -135,7 +131,6 @@ class TransformersEngine(Engine):
         gist_id: str = "",
         fit: bool = False,
     ) -> Prepared:
-        """See `Engine.prepare`."""
         if sampling.n > self.max_rows:
             raise OptionError(f"n must be at most {self.max_rows}, not {sampling.n}")
         prepared = await self._preparer.prepare(
@@ -151,7 +146,6 @@ class TransformersEngine(Engine):
     async def stream(
         self, prepared: Prepared, *, whole: bool = False
     ) -> AsyncGenerator[StreamChunk, None]:
-        """See `Engine.stream`."""
         request = Request(prepared)
         self._worker.submit(request)
         try:
@@ -167,11 +161,9 @@ class TransformersEngine(Engine):
 
     @property
     def healthy(self) -> bool:
-        """See `Engine.healthy`."""
         return not self._worker.stopped
 
     def stats(self) -> Mapping[str, float]:
-        """See `Engine.stats`."""
         worker = self._worker
         return {
             "running": worker.running,
@@ -217,7 +209,6 @@ class GistJobs:
     async def compress(
         self, instruction: str, num_gist_tokens: int | None = None
     ) -> tuple[str, Gist]:
-        """See `Engine.compress`."""
         if len(instruction) > LONG_TEXT:
             key = await asyncio.to_thread(self._key, instruction, num_gist_tokens)
         else:
@@ -235,7 +226,6 @@ class GistJobs:
     async def measure(
         self, gist_id: str, instruction: str, probes: Sequence[str]
     ) -> Mapping[str, object]:
-        """See `Engine.measure`."""
         given = tuple(probes)
 
         def work() -> Mapping[str, object]:

@@ -55,7 +55,7 @@ class Batch:
         """Read each prompt once, all in one pass: all with a gist, or all without."""
         prompts = [request.prepared for request in requests]
         ids, padding = model.pad([prompt.ids for prompt in prompts])
-        gists = [p.gist.to(device=model.device) for p in prompts if p.gist is not None]
+        gists = [p.gist.to(device=ids.device) for p in prompts if p.gist is not None]
         prefix = Gist.stack(gists) if gists else None
         rows = model.adapter.begin(ids, padding, prefix, gist_id=model.gist_id)
         owners = [row for row, prompt in enumerate(prompts) for _ in range(prompt.sampling.n)]
@@ -158,8 +158,8 @@ class Worker:
         with self._changed:
             if self.stopped:
                 raise UnavailableError(STOPPED)
-            if len(self._queue) >= self._max_waiting:
-                raise self._throughput.busy(len(self._queue))
+            if self._queue.size >= self._max_waiting:
+                raise self._throughput.busy(self._queue.size)
             self._queue.push(request)
             self._changed.notify()
 
@@ -172,7 +172,7 @@ class Worker:
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
-        return len(self._queue)
+        return self._queue.size
 
     def seconds_until_room(self) -> float:
         """How long a new request should wait before it tries again."""
@@ -201,13 +201,13 @@ class Worker:
     def _wait(self) -> bool:
         """Until there is something to do; False: stop."""
         with self._changed:
-            while not (self.stopped or self._batches or len(self._queue)):
+            while not (self.stopped or self._batches or self._queue.size):
                 self._changed.wait()
             return not self.stopped
 
     def _admit(self) -> None:
         """Begin requests from the queue."""
-        if not len(self._queue):
+        if not self._queue.size:
             return
         with self._changed:
             shapes = [batch.shape for batch in self._batches]
@@ -238,7 +238,8 @@ class Worker:
         self.tokens += len(batch.sequences)
         chunks = batch.sample()
         self._send(chunks)  # they travel while the model computes
-        self._throughput.record(sum(sequence.done for sequence in batch.sequences))
+        if finished := sum(sequence.done for sequence in batch.sequences):
+            self._throughput.record(finished)
         batch.step()
 
     def _for_each(self, work: Callable[[Batch], None]) -> None:

@@ -319,6 +319,8 @@ class GistStore:
             )
         try:
             self.put(key, gist, pinned=pinned, ttl=ttl)
+            with suppress(GistFileError):
+                self._tiers.look(key.id)  # into memory, where the next caller finds it
         except SaveError:
             self._tiers.disk.used(None, "unsaved")
             self._tiers.hold(key.id, gist, Label(key=key, created=time.time()))

@@ -63,7 +63,7 @@ class Balancer:
     @property
     def waiting(self) -> int:
         """Jobs in the queue."""
-        return len(self._waiting)
+        return self._waiting.size
 
     @property
     def up(self) -> int:
@@ -81,8 +81,8 @@ class Balancer:
             raise UnavailableError(STOPPED)
         if self._all_gone:
             raise UnavailableError(NOBODY)
-        if len(self._waiting) + len(jobs) > self._most:
-            raise self._throughput.busy(len(self._waiting))
+        if self._waiting.size + len(jobs) > self._most:
+            raise self._throughput.busy(self._waiting.size)
         for job in jobs:
             self._waiting.push(job)
         self._serve()

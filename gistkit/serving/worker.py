@@ -25,6 +25,7 @@ from gistkit.errors import BusyError, UnavailableError
 from gistkit.fidelity.reading import end_tokens
 from gistkit.gist import Gist
 from gistkit.model import GistModel
+from gistkit.models.inputs import pad_left
 from gistkit.models.kv_batch import Rows
 from gistkit.serving.engine import StreamChunk
 from gistkit.serving.sampling import Sequence, sample
@@ -54,8 +55,9 @@ class Batch:
     def begin(cls, model: GistModel, requests: Seq[Request], end_ids: Collection[int]) -> Self:
         """Read each prompt once, all in one pass: all with a gist, or all without."""
         prompts = [request.prepared for request in requests]
-        ids, padding = model.pad([prompt.ids for prompt in prompts])
-        gists = [p.gist.to(device=ids.device) for p in prompts if p.gist is not None]
+        pad_id, device = int(model.tokenizer.pad_token_id), model.hf_model.device
+        ids, padding = pad_left([prompt.ids for prompt in prompts], pad_id, device)
+        gists = [p.gist.to(device=device) for p in prompts if p.gist is not None]
         prefix = Gist.stack(gists) if gists else None
         rows = model.adapter.begin(ids, padding, prefix, gist_id=model.gist_id)
         owners = [row for row, prompt in enumerate(prompts) for _ in range(prompt.sampling.n)]
@@ -277,7 +279,7 @@ class Worker:
 
         assert self._loop is not None
         if chunks:
-            with suppress(RuntimeError):  # the loop is closed: nobody listens
+            with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(deliver)
 
     def _count(self) -> None:

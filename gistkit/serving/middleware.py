@@ -1,8 +1,8 @@
 """What every request passes: id, log line and metrics, host, drain, key, and size of the body.
 
 All exceptions become error responses here. While the server drains, only health and metrics are
-answered. The body is read whole, up to the limit, before anything else: a slow sender delays no other
-request and takes none of the model's memory.
+answered. The body is read whole, up to the limit, before anything else: a slow sender delays no
+other request and takes none of the model's memory.
 """
 
 import asyncio

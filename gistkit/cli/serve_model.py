@@ -11,9 +11,9 @@ from gistkit.fidelity import MIN_FIDELITY
 from gistkit.serving.app import make_app
 from gistkit.serving.engine import Engine
 from gistkit.serving.keys import Keys
-from gistkit.serving.limits import Settings
-from gistkit.serving.logs import start_logging
-from gistkit.serving.run import listen, serve
+from gistkit.serving.observability import start_logging
+from gistkit.serving.server import listen, serve
+from gistkit.serving.settings import Settings
 from gistkit.serving.transformers_engine import TransformersEngine
 from gistkit.store import GistStore
 

@@ -15,7 +15,7 @@ from gistkit.integrations.server import MODULE, check_options, server_options
 from gistkit.integrations.start import connector_config
 from gistkit.model import GistModel
 from gistkit.models.inputs import check_numbers
-from gistkit.serving.run import check_address
+from gistkit.serving.server import check_address
 from gistkit.serving.vllm.client import check_url
 from gistkit.serving.vllm.engine import Vllm
 from gistkit.serving.vllm.identity import Identity

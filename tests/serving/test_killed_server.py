@@ -79,7 +79,7 @@ def test_a_killed_server_loses_nothing_acknowledged(tmp_path: Path) -> None:
     context = mp.get_context("forkserver")
     # what is installed: Python 3.11 looks for the tests' own modules in the wrong place
     context.set_forkserver_preload(
-        ["gistkit.serving.app", "gistkit.serving.run", "gistkit.testing"]
+        ["gistkit.serving.app", "gistkit.serving.server", "gistkit.testing"]
     )
     model, choose = tiny_gist_model(), random.Random(0)
     clients = [Client(number) for number in range(CLIENTS)]

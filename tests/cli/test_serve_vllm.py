@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gistkit.errors import OptionError, UnavailableError
-from gistkit.integrations.asked import Served
+from gistkit.integrations.config import ConnectorConfig
 from gistkit.model import GistModel
 from gistkit.serving.vllm import meet as meeting
 from gistkit.serving.vllm.client import Facts
@@ -62,7 +62,7 @@ def test_options_that_mean_nothing(
     [
         (["--vllm-args", "'"], "--vllm-args cannot be read"),
         (["--vllm-args", "--port 9000"], "leave --port out of --vllm-args"),
-        (["--vllm-args", "--served_model_name=x"], "it is gistkit's; say it by --name"),
+        (["--vllm-args", "--served_model_name=x"], "gistkit sets it; use --name"),
         (["--vllm-args", "--kv-transfer-config.kv_role both"], "leave --kv-transfer-config out"),
         (["--vllm-args", "--api-key x"], "VLLM_API_KEY in the environment"),
         (["--store", ""], "--store is empty"),
@@ -114,7 +114,7 @@ def test_the_command_for_a_server_elsewhere(run: Run, decoder: Path, tmp_path: P
     assert "--host 0.0.0.0 --port 8001 --dtype bfloat16" in told
     assert told.startswith("--tensor-parallel-size 2 --model ")  # what is ours has the last word
     config = json.loads(options[options.index("--kv-transfer-config") + 1])
-    served = Served.of(config["kv_connector_extra_config"])
+    served = ConnectorConfig.parse(config["kv_connector_extra_config"])
     assert served.models[""] == model.fingerprint
     assert served.store == str(tmp_path / "my store")
     assert served.max_bytes == 9000

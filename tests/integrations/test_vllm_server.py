@@ -193,7 +193,7 @@ def test_why_a_gist_was_not_kept_is_in_the_log(alone: Gateway, model: GistModel)
         assert found.choices[0].message.content == wanted
         gist = found.model_extra["gist"]
         assert gist["status"] == "refused" and "its log says why" in gist["reason"]
-        until(lambda: "cannot be kept: could not write to the store" in alone.log.read_text(), 10)
+        until(lambda: "cannot be stored: could not write to the store" in alone.log.read_text(), 10)
     finally:
         new.with_suffix(".gone").rename(new)
 

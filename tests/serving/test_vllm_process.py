@@ -106,9 +106,9 @@ def test_why_it_does_not_start_is_told_in_a_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_it_does_not_outlive_its_parent(how: signal.Signals, tmp_path: Path) -> None:
-    """Whatever ends the parent: `gistkit.integrations.launch` sees that its pipe has closed."""
+    """Whatever ends the parent: `gistkit.integrations.server` sees that its pipe has closed."""
     inner = (
-        "import gistkit.integrations.launch as launch, sys, time\n"
+        "import gistkit.integrations.server as launch, sys, time\n"
         "launch.runpy.run_module = lambda *_, **__: exec(open(sys.argv[4]).read(), {})\n"
         "launch.main()\n"
     )

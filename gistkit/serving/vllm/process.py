@@ -1,6 +1,6 @@
 """A vLLM server as a child process: started, waited for, started again when it ends by itself.
 
-    with Child(options) as child:      # python -m gistkit.integrations.launch OPTIONS
+    with Child(options) as child:      # python -m gistkit.integrations.server OPTIONS
         child.wait()                   # until it answers
         child.url, child.key
 
@@ -34,7 +34,7 @@ TELL = 30.0  # seconds between two signs of life while it starts
 LEAVE = 20.0  # seconds to end by itself
 PAUSES = (1.0, 60.0)  # seconds before it is started again: the first, the longest
 LEVELS = {" ERROR ": logging.WARNING, " WARNING ": logging.INFO}
-LAUNCH = (sys.executable, "-m", "gistkit.integrations.launch")
+LAUNCH = (sys.executable, "-m", "gistkit.integrations.server")
 
 _ERROR = re.compile(r"(?:[\w.]+\.)?\w*(?:Error|Exception): .+")
 _CONSEQUENCE = "Engine core initialization failed"

@@ -6,8 +6,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gistkit.errors import UnsupportedModelError
-from gistkit.integrations.layout import Layout
-from gistkit.integrations.rotation import PROVED, frequencies, moved
+from gistkit.integrations.kv_cache import (
+    TESTED_MODELS,
+    CacheLayout,
+    rope_frequencies,
+    rotate_keys,
+)
 from gistkit.testing import tiny_gist_model, tiny_model
 
 BLOCK, HEADS, SIZE = 4, 2, 8
@@ -27,7 +31,7 @@ def test_what_was_written_is_read(dtype: torch.dtype) -> None:
     keys, values = torch.randn(2, 6, HEADS, SIZE).to(dtype)
     slots = torch.tensor([17, 3, 8, 9, 10, 0])
     packed(keys, values, cache, slots)
-    layout = Layout.learn(packed, cache, heads=HEADS, size=SIZE, block=BLOCK)
+    layout = CacheLayout.probe(packed, cache, heads=HEADS, size=SIZE, block=BLOCK)
     found = layout.read(cache, slots)
     assert torch.equal(found[0], keys)
     assert torch.equal(found[1], values)
@@ -38,7 +42,7 @@ def test_a_cache_that_rounds_is_refused() -> None:
         packed(keys // 8 * 8, values // 8 * 8, cache, slots)
 
     with pytest.raises(UnsupportedModelError, match="cannot be read"):
-        Layout.learn(
+        CacheLayout.probe(
             rounding, torch.zeros(1, HEADS, BLOCK, 2 * SIZE), heads=HEADS, size=SIZE, block=BLOCK
         )
 
@@ -48,12 +52,12 @@ def test_a_cache_that_forgets_is_refused() -> None:
         packed(keys, keys, cache, slots)
 
     with pytest.raises(UnsupportedModelError, match="cannot be read"):
-        Layout.learn(
+        CacheLayout.probe(
             forgetting, torch.zeros(1, HEADS, BLOCK, 2 * SIZE), heads=HEADS, size=SIZE, block=BLOCK
         )
 
 
-@pytest.mark.parametrize("family", PROVED)
+@pytest.mark.parametrize("family", TESTED_MODELS)
 @pytest.mark.parametrize(
     "rope",
     [
@@ -77,8 +81,8 @@ def test_keys_read_from_position_0_on_become_those_of_compress(
     targets = torch.arange(3)
     for number, (keys, *_) in enumerate(cache):
         last = keys[0, :, -3:].transpose(0, 1)
-        turned = moved(
-            last, targets + ids.shape[1] - 3, targets, frequencies(model.hf_model.config)
+        turned = rotate_keys(
+            last, targets + ids.shape[1] - 3, targets, rope_frequencies(model.hf_model.config)
         )
         wanted = expected.tensors[f"layers.{number}.keys"][0].transpose(0, 1)
         torch.testing.assert_close(turned, wanted, atol=1e-5, rtol=1e-5)
@@ -86,7 +90,7 @@ def test_keys_read_from_position_0_on_become_those_of_compress(
 
 def test_other_rotary_embeddings_are_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="gpt_neox"):
-        frequencies(tiny_model("gpt_neox").config)
+        rope_frequencies(tiny_model("gpt_neox").config)
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     with pytest.raises(UnsupportedModelError, match="dynamic"):
-        frequencies(tiny_model("llama", rope_parameters=rope).config)
+        rope_frequencies(tiny_model("llama", rope_parameters=rope).config)

@@ -95,8 +95,10 @@ class Load:
                 prompt = Prompt(instruction, self.inputs[number])
                 prefix: Any = self._prefix(mode, instruction)  # the engine takes any prefix
                 how = Sampling(self.tokens)
-                pieces = engine.answer(prompt, prefix, how, client=str(own.start))
-                answers[number] = "".join([delta.text async for delta in pieces])
+                name = str(own.start)
+                prepared = await engine.prepare(prompt, prefix, how, client=name)
+                chunks = engine.stream(prepared)
+                answers[number] = "".join([chunk.text async for chunk in chunks])
 
         owns = [range(start, len(answers), clients) for start in range(clients)]
         await asyncio.gather(*(client(own) for own in owns))

@@ -1,34 +1,46 @@
-"""What a server needs of whatever computes: the interface between the HTTP front and an engine.
+"""The interface between the HTTP server and an engine, and the preparation all engines share.
 
-    front ── Prompt, Gist or none, Sampling ──> Engine.answer ── Deltas ──> front
+    prepared = await engine.prepare(prompt, gist, sampling)    # token ids, checked once
+    async for chunk in engine.stream(prepared): ...            # StreamChunk
 
-The transformers engine runs in this process; others may sit behind the same calls. Text
-in, text out: the front knows no tokens beyond their number. All calls are made on one event loop.
+The transformers engine runs in this process; the vLLM engine forwards to vLLM servers. Engines take
+text and return text, and all their methods are called on one event loop.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, Protocol, TypeVar
 
+from gistkit.errors import OptionError, PromptError
 from gistkit.gist import Gist
+from gistkit.model import GistModel
+from gistkit.models.inputs import check_numbers
 from gistkit.prompts import Turn
 
 Finish = Literal["stop", "length"]
 """Why an answer ended: an end token or a stop string, or `max_tokens`."""
 
+LONG_TEXT = 16_000
+"""Characters. Tokenizing more takes milliseconds, so it happens in a thread."""
+
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How one answer is to be drawn.
+    """How to sample the answers to one prompt.
 
     Attributes:
-        max_tokens: at most so many.
+        max_tokens: tokens of each answer, at most.
         temperature: 0 is greedy.
-        top_p: of the likeliest tokens, so much probability.
+        top_p: sample from the likeliest tokens that together have this probability.
         seed: the same seed gives the same answer, whatever else is in the batch.
         stop: strings that end the answer and are not part of it.
-        n: answers to the one prompt.
-        logprobs: log-probabilities of the tokens drawn, and of so many likeliest; None: none.
+        n: number of answers.
+        logprobs: number of likeliest tokens to report with each sampled one; None: no
+            log-probabilities.
     """
 
     max_tokens: int
@@ -42,10 +54,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is asked.
+    """The text of a request.
 
     Attributes:
-        instruction: the text before the gist; "" where there is none. Ignored with a gist.
+        instruction: the text before the input, "" for none. Ignored where a gist replaces it.
         turns: the conversation, at least one turn; or one plain input.
     """
 
@@ -54,10 +66,38 @@ class Prompt:
 
     @property
     def characters(self) -> int:
-        """Of all its texts together."""
+        """Length of all its texts."""
         turns = self.turns
         texts = [turns] if isinstance(turns, str) else [turn.text for turn in turns]
         return len(self.instruction) + sum(map(len, texts))
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Prepared:
+    """A prompt that was tokenized and checked, ready for `Engine.stream`.
+
+    Attributes:
+        ids: tokens of the prompt, L; they follow the gist where there is one.
+        gist: replaces the instruction; one row.
+        gist_id: the gist's id in the store.
+        instruction: read in full; "" where there is none, or a gist.
+        client: requests of different clients take turns in the queue.
+        num_cached: tokens whose activations come with the gist.
+        prompt_tokens: gist tokens and `ids` together.
+        total_tokens: prompt and longest possible answer together.
+        kv_bytes: keys and values of one answer at its longest.
+    """
+
+    ids: list[int]
+    gist: Gist | None
+    gist_id: str
+    instruction: str
+    sampling: Sampling
+    client: str
+    num_cached: int
+    prompt_tokens: int
+    total_tokens: int
+    kv_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +107,7 @@ class TokenLogprob:
     Attributes:
         token: its text.
         logprob: of the token itself.
-        top: text and log-probability of the likeliest, best first.
+        top: text and log-probability of the likeliest tokens, best first.
     """
 
     token: str
@@ -76,15 +116,15 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
-    """More of an answer.
+class StreamChunk:
+    """The next part of an answer.
 
     Attributes:
         index: which of the n answers.
-        text: what is new; stop strings, and what may yet become one, are held back.
-        tokens: how many tokens were drawn since the last one; an end token counts.
-        logprobs: of these tokens, where asked for; an end token has none.
-        finish: set on the last one of this answer.
+        text: new text. Stop strings, and text that may still become one, are held back.
+        tokens: tokens sampled since the last chunk; an end token counts.
+        logprobs: of these tokens, if requested; an end token has none.
+        finish: set on the last chunk of this answer.
     """
 
     index: int
@@ -93,9 +133,9 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: Finish | None = None
 
-    def __add__(self, later: "Delta") -> "Delta":
-        """Both as one; `later` is the next of the same answer."""
-        return Delta(
+    def __add__(self, later: "StreamChunk") -> "StreamChunk":
+        """Both as one chunk; `later` is the next one of the same answer."""
+        return StreamChunk(
             self.index,
             self.text + later.text,
             self.tokens + later.tokens,
@@ -104,96 +144,170 @@ class Delta:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """What a prompt takes.
-
-    Attributes:
-        tokens: of the whole prompt as the model sees it, gist tokens or instruction included.
-        cached: of these, tokens whose activations came with the gist and are not computed again.
-        kv_bytes: keys and values of one answer at the most, `max_tokens` included.
-    """
-
-    tokens: int
-    cached: int
-    kv_bytes: int
-
-
 class Engine(Protocol):
-    """Something that compresses and answers."""
+    """Compresses instructions and answers prompts."""
 
     name: str
-    """The model's id as clients know it."""
+    """The model's id for clients."""
 
     trained: tuple[int, ...]
-    """The numbers of gist tokens that it can be asked for; the first is the default."""
+    """The supported numbers of gist tokens; the first is the default."""
 
     max_length: int | None
     """Tokens of a prompt and its answer together, at most."""
 
     async def start(self) -> None:
-        """Make ready; called once, before anything else."""
+        """Get ready; called once, before anything else."""
 
     async def stop(self) -> None:
-        """End what is running, and let go of everything."""
+        """End all requests and release all resources."""
 
     async def compress(
         self, instruction: str, num_gist_tokens: int | None = None
     ) -> tuple[str, Gist]:
-        """Id and gist of an instruction: from the store, or compressed once and kept there.
+        """Id and gist of an instruction: from the store, or compressed once and stored.
 
         Raises:
-            PromptError: the instruction cannot be compressed (empty, too long, `<GIST>` inside).
+            PromptError: the instruction cannot be compressed (empty, too long, holds `<GIST>`).
             OptionError: a k the model was not trained for.
-            BusyError: too much is waiting.
+            BusyError: too many instructions are waiting.
         """
 
     async def measure(
-        self, id: str, instruction: str, probes: Sequence[str]
+        self, gist_id: str, instruction: str, probes: Sequence[str]
     ) -> Mapping[str, object]:
-        """Fidelity of a stored gist on `probes` (`Fidelity.to_json`), kept with the gist."""
+        """Fidelity of a stored gist on `probes` (`Fidelity.to_json`), saved with the gist."""
 
-    def size(self, prompt: Prompt, gist: Gist | None, sampling: Sampling) -> Size:
-        """What this prompt takes (raises PromptError: it cannot be a prompt, or is too long).
-
-        For long prompts it is called from another thread.
-        """
-
-    def answer(
+    async def prepare(
         self,
         prompt: Prompt,
         gist: Gist | None,
         sampling: Sampling,
         *,
         client: str = "",
-        id: str = "",
-        whole: bool = False,
-    ) -> AsyncGenerator[Delta, None]:
-        """Answers, piece by piece, as they come; closing the iterator cancels what is left.
+        gist_id: str = "",
+        fit: bool = False,
+    ) -> Prepared:
+        """Tokenize and check a prompt.
 
         Args:
-            gist: stands for the instruction, where it is given.
-            client: whose turn it is in the queue: clients get their turns one after another,
-                however many requests each has waiting.
-            id: under which the store has the gist.
-            whole: nobody is told a piece before all are there, so what fails half way may begin
-                anew.
+            gist: replaces the instruction; None: read the instruction in full.
+            client: requests of different clients take turns in the queue.
+            gist_id: the gist's id in the store.
+            fit: lower `max_tokens` to what fits, instead of refusing the prompt.
 
-        Raises (at the first piece):
-            PromptError: not a prompt, too long, or more than there is memory for at any time.
-            OptionError: a sampling that means nothing, or more answers than may run at once.
+        Raises:
+            PromptError: not a valid prompt, too long, or more than the memory can ever hold.
+            OptionError: an invalid sampling option, or too many answers at once.
             GistMismatchError: another model's gist.
+        """
+
+    def stream(
+        self, prepared: Prepared, *, whole: bool = False
+    ) -> AsyncGenerator[StreamChunk, None]:
+        """The answers in chunks, as they are generated; closing the iterator cancels the rest.
+
+        Args:
+            whole: the caller shows nothing before the end, so a failed answer may be restarted.
+
+        Raises (at the first chunk):
             BusyError: the queue is full, or memory ran out.
             UnavailableError: the engine stopped, or failed at this request.
         """
 
     @property
-    def works(self) -> bool:
-        """False once it can answer nobody any more; the server then says that it is not ready."""
+    def healthy(self) -> bool:
+        """False when the engine cannot answer any more; the server then reports "not ready"."""
         return True
 
     def stats(self) -> Mapping[str, float]:
         """`running` and `waiting` requests, `kv_bytes` reserved of `kv_limit`; `steps`, `tokens`.
 
-        The last two count since the start.
+        The last two count from the start.
         """
+
+
+class Preparer:
+    """Tokenizes and checks prompts for one model; knows nothing about batches or servers.
+
+    Args:
+        model: its tokenizer, templates and fingerprint are used.
+        max_length: tokens of a prompt and its answer together; None: what the model can place.
+        kv_bytes_per_token: keys and values of one token.
+
+    Attributes:
+        max_length: the smaller of both; may be lowered.
+    """
+
+    def __init__(
+        self, model: GistModel, *, max_length: int | None, kv_bytes_per_token: int = 0
+    ) -> None:
+        limits = [n for n in (max_length, model.adapter.max_positions) if n is not None]
+        self.max_length = min(limits, default=None)
+        self.kv_bytes_per_token = kv_bytes_per_token
+        self._model = model
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The model's; cached, since a served model's weights do not change."""
+        return self._model.fingerprint
+
+    async def prepare(
+        self,
+        prompt: Prompt,
+        gist: Gist | None,
+        sampling: Sampling,
+        *,
+        client: str = "",
+        gist_id: str = "",
+        fit: bool = False,
+    ) -> Prepared:
+        """See `Engine.prepare`."""
+        check_numbers(max_tokens=sampling.max_tokens, n=sampling.n)
+        if sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
+            raise OptionError("temperature must be 0 or more, top_p in (0, 1]")
+        num_cached = 0
+        if gist is not None:
+            gist.check(self.fingerprint, self._model.config.template, 1)
+            num_cached = gist.num_tokens
+        instruction = prompt.instruction if gist is None else ""
+        ids = await in_thread_if_long(
+            prompt.characters, lambda: self._encode(instruction, prompt.turns)
+        )
+        prompt_tokens = num_cached + len(ids)
+        if fit and self.max_length is not None:
+            room = max(1, self.max_length - prompt_tokens)
+            sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        total_tokens = prompt_tokens + sampling.max_tokens
+        self.check_length(total_tokens)
+        return Prepared(
+            ids=ids,
+            gist=gist,
+            gist_id=gist_id,
+            instruction=instruction,
+            sampling=sampling,
+            client=client,
+            num_cached=num_cached,
+            prompt_tokens=prompt_tokens,
+            total_tokens=total_tokens,
+            kv_bytes=total_tokens * self.kv_bytes_per_token,
+        )
+
+    def check_length(self, tokens: int) -> None:
+        """Raise PromptError for more tokens than `max_length`."""
+        if self.max_length is not None and tokens > self.max_length:
+            raise PromptError(
+                f"{tokens} tokens (prompt and answer) are more than the {self.max_length} allowed "
+                "here; shorten the prompt or lower max_tokens"
+            )
+
+    def _encode(self, instruction: str, turns: Sequence[Turn] | str) -> list[int]:
+        encoder = self._model.encoder
+        if not instruction:
+            return encoder.input(turns)
+        return encoder.prompt(instruction, turns, self._model.config.default_k)
+
+
+async def in_thread_if_long(characters: int, work: Callable[[], T]) -> T:
+    """Run `work` on a text: in a thread if it is long, so that the event loop stays free."""
+    return await asyncio.to_thread(work) if characters > LONG_TEXT else work()

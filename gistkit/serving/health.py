@@ -26,7 +26,7 @@ async def ready(request: Request) -> dict[str, str]:
     service = service_of(request)
     if service.drain.begun or not service.ready:
         raise UnavailableError("the server is stopping, or has not started yet")
-    if not service.engine.works:
+    if not service.engine.healthy:
         raise UnavailableError("the engine has ended, or its vLLM servers are gone; see the log")
     return {"status": "ready"}
 

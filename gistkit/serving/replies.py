@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from gistkit.prompts import Turn
-from gistkit.serving.engine import Delta, Finish, Prompt, Sampling, Size, TokenLogprob
+from gistkit.serving.engine import Finish, Prepared, Prompt, Sampling, StreamChunk, TokenLogprob
 from gistkit.serving.failures import ApiError, GoneError
 from gistkit.serving.logs import Note, note_of
 from gistkit.serving.resolve_gist import Choice, choose
@@ -24,9 +24,6 @@ from gistkit.serving.schema import Asking
 from gistkit.serving.service import Service
 
 T = TypeVar("T")
-
-LONG_TEXT = 16_000
-"""Characters that take a tokenizer some milliseconds."""
 
 NEVER = -9999.0
 """Stands for log-probabilities that JSON cannot say (OpenAI's number)."""
@@ -51,16 +48,18 @@ class Reply:
     """
 
     def __init__(
-        self, service: Service, note: Note, choice: Choice, sizes: Sequence[Size], n: int
+        self, service: Service, note: Note, choice: Choice, prepared: Sequence[Prepared], n: int
     ) -> None:
-        self.choice, self.answers = choice, len(sizes) * n
-        self._service, self._note, self._sizes, self._n = service, note, sizes, n
+        self.choice, self.answers = choice, len(prepared) * n
+        self._service, self._note, self._prepared, self._n = service, note, prepared, n
         self._tokens = 0
-        self._source: AsyncGenerator[Delta, None] | None = None
-        self._first: Delta | None = None
+        self._source: AsyncGenerator[StreamChunk, None] | None = None
+        self._first: StreamChunk | None = None
         self.deadline = 0.0
 
-    async def begin(self, streams: Sequence[AsyncGenerator[Delta, None]], deadline: float) -> None:
+    async def begin(
+        self, streams: Sequence[AsyncGenerator[StreamChunk, None]], deadline: float
+    ) -> None:
         """Wait for the first piece: only then is it known whether there is an answer."""
         # one stream needs no task of its own
         self._source = _merged(streams, self._n) if len(streams) > 1 else streams[0]
@@ -73,7 +72,7 @@ class Reply:
         self._service.metrics.first.observe(self._note.seconds)
         self._note.facts["first_token"] = round(self._note.seconds, 4)
 
-    async def pieces(self) -> AsyncGenerator[Delta, None]:
+    async def pieces(self) -> AsyncGenerator[StreamChunk, None]:
         """What the engine says, the first piece too.
 
         Raises:
@@ -107,17 +106,17 @@ class Reply:
 
     def usage(self) -> dict[str, Any]:
         """Tokens so far: OpenAI's fields, and what the gist replaced, and memory in bytes."""
-        prompt = sum(size.tokens for size in self._sizes)
+        prompt = sum(p.prompt_tokens for p in self._prepared)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": self._tokens,
             "total_tokens": prompt + self._tokens,
-            "prompt_tokens_details": {"cached_tokens": sum(size.cached for size in self._sizes)},
-            "replaced_tokens": self.choice.replaced * len(self._sizes),
-            "kv_bytes": self._n * sum(size.kv_bytes for size in self._sizes),
+            "prompt_tokens_details": {"cached_tokens": sum(p.num_cached for p in self._prepared)},
+            "replaced_tokens": self.choice.replaced * len(self._prepared),
+            "kv_bytes": self._n * sum(p.kv_bytes for p in self._prepared),
         }
 
-    async def _next(self) -> Delta | None:
+    async def _next(self) -> StreamChunk | None:
         assert self._source is not None
         async with asyncio.timeout_at(self.deadline):
             return await anext(self._source, None)
@@ -176,7 +175,7 @@ async def begin(
     note.facts |= {"gist": choice.status, "gist_id": choice.id}
     n = body.n or 1
     sampling = Sampling(
-        max_tokens=max_tokens or 1,
+        max_tokens=max_tokens or fallback,
         temperature=body.temperature or 0.0,
         top_p=1.0 if body.top_p is None else body.top_p,
         seed=body.seed,
@@ -184,28 +183,19 @@ async def begin(
         n=n,
         logprobs=logprobs,
     )
-    asked = []
-    for input in inputs:
-        prompt = Prompt(instruction, input)
-        size = await _size(service, prompt, choice, sampling)
-        own = sampling
-        if max_tokens is None:
-            room = (service.engine.max_length or fallback + size.tokens) - size.tokens
-            own = replace(sampling, max_tokens=max(1, min(fallback, room)))
-            size = await _size(service, prompt, choice, own)
-        asked.append((prompt, own, size))
-    reply = Reply(service, note, choice, [size for _, _, size in asked], n)
-    streams = [
-        service.engine.answer(
-            prompt,
+    prepared = [
+        await service.engine.prepare(
+            Prompt(instruction, input),
             choice.gist,
-            own,
+            sampling,
             client=note.client,
-            id=choice.id or "",
-            whole=not body.stream,
+            gist_id=choice.id or "",
+            fit=max_tokens is None,
         )
-        for prompt, own, _ in asked
+        for input in inputs
     ]
+    reply = Reply(service, note, choice, prepared, n)
+    streams = [service.engine.stream(one, whole=not body.stream) for one in prepared]
     await reply.begin(streams, deadline)
     return reply
 
@@ -235,20 +225,16 @@ def finite(logprob: float) -> float:
     return logprob if isfinite(logprob) else NEVER
 
 
-async def _size(service: Service, prompt: Prompt, choice: Choice, sampling: Sampling) -> Size:
-    if prompt.characters > LONG_TEXT:  # others have answers coming meanwhile
-        return await asyncio.to_thread(service.engine.size, prompt, choice.gist, sampling)
-    return service.engine.size(prompt, choice.gist, sampling)
-
-
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _merged(streams: Sequence[AsyncIterator[Delta]], n: int) -> AsyncGenerator[Delta, None]:
-    """Deltas of all streams as they come; closing it closes them."""
-    said: asyncio.Queue[tuple[int, Delta | Exception | None]] = asyncio.Queue()
+async def _merged(
+    streams: Sequence[AsyncIterator[StreamChunk]], n: int
+) -> AsyncGenerator[StreamChunk, None]:
+    """StreamChunks of all streams as they come; closing it closes them."""
+    said: asyncio.Queue[tuple[int, StreamChunk | Exception | None]] = asyncio.Queue()
 
     async def listen(number: int, stream: Any) -> None:
         try:

@@ -1,48 +1,61 @@
-"""The transformers engine: gists served by transformers in this process, and nothing else.
+"""The transformers engine: one loaded model in this process.
 
-TransformersEngine ── answer ──> Worker (one thread: all rows of all requests, step by step)
-         ── compress, measure ──> Local (a few threads of their own)
+TransformersEngine ── stream ──> Worker (one thread decodes all requests)
+                   ── compress, measure ──> GistJobs (threads of their own)
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TypeVar
 
 import torch
 
 from gistkit.errors import OptionError, PromptError
+from gistkit.fidelity import measure_fidelity, with_fidelity
 from gistkit.gist import Gist
 from gistkit.model import GistModel
 from gistkit.models.inputs import check_numbers
-from gistkit.serving.admission import Limits
-from gistkit.serving.engine import Delta, Engine, Prompt, Sampling, Size
-from gistkit.serving.local import Local, aside
-from gistkit.serving.prepare import Reader
-from gistkit.serving.requests import Request
+from gistkit.serving.engine import (
+    LONG_TEXT,
+    Engine,
+    Prepared,
+    Preparer,
+    Prompt,
+    Sampling,
+    StreamChunk,
+)
+from gistkit.serving.scheduler import Request, Scheduler
 from gistkit.serving.worker import Worker
-from gistkit.store import GistStore
+from gistkit.single_flight import SingleFlight
+from gistkit.store import GistKey, GistStore
 
 MAX_WAITING = 256
 MAX_ROWS = 64
 MAX_LENGTH = 16_384
 """Tokens. A pass takes memory by their square (its mask), and some models have no last position."""
 KV_LIMIT = 2 * 2**30
-"""Bytes of keys and values where nobody says how many, and the model is on the CPU."""
+"""Default bytes of keys and values on a CPU."""
+KEYS = 256
+"""Instructions whose gist key is remembered: the same ones come again and again."""
+
+T = TypeVar("T")
 
 
 class TransformersEngine(Engine):
     """An engine on one loaded model.
 
     Args:
-        model: nobody else generates with it.
-        store: where gists are kept; the caller closes it.
-        name: the model's id as clients know it.
+        model: nothing else may generate with it.
+        store: holds the gists; the caller closes it.
+        name: the model's id for clients.
         max_waiting: requests in the queue, and instructions waiting to be compressed.
         max_rows: answers decoded at once.
         max_length: tokens of a prompt and its answer together, and of an instruction with its gist
             tokens; the model's positions may allow less.
-        kv_limit: bytes of keys and values that answers may take together; default: half of what is
-            free on the GPU, 2 GiB on a CPU.
+        kv_limit: bytes of keys and values of all answers together; default: half of what is free on
+            the GPU, 2 GiB on a CPU.
 
     Raises:
         OptionError: a number below one.
@@ -64,33 +77,33 @@ class TransformersEngine(Engine):
         self.name = name
         self.model, self.store = model, store
         self.trained = model.config.num_gist_tokens or (model.config.default_k,)
-        self._reader = Reader(model, max_length=max_length, prompts=max_waiting)
-        self.max_length = self._reader.max_length
-        self.max_rows = max_rows
-        self.max_waiting = max_waiting
-        self.kv_limit = _free(model.device) if kv_limit is None else kv_limit
-        limits = Limits(
-            rows=max_rows,
-            cells=self.kv_limit // model.adapter.kv_bytes_per_token,
-            join=model.adapter.rows_join,
-            differ=model.adapter.rows_differ,
+        self._kv_bytes_per_token = model.adapter.kv_bytes_per_token
+        self._preparer = Preparer(
+            model, max_length=max_length, kv_bytes_per_token=self._kv_bytes_per_token
         )
-        self._worker = Worker(model, limits, max_waiting=max_waiting, post=self._post)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._local = Local(
+        self.max_length = self._preparer.max_length
+        self.max_rows = max_rows
+        self.kv_limit = _default_kv_limit(model.device) if kv_limit is None else kv_limit
+        scheduler = Scheduler(
+            max_rows=max_rows,
+            max_tokens=self.kv_limit // self._kv_bytes_per_token,
+            rows_join=model.adapter.rows_join,
+            rows_differ=model.adapter.rows_differ,
+        )
+        self._worker = Worker(model, scheduler, max_waiting=max_waiting)
+        self._jobs = GistJobs(
             model,
             store,
             max_length=self.max_length,
             max_waiting=max_waiting,
-            seconds=self._worker.seconds_until_room,
+            retry_after=self._worker.seconds_until_room,
         )
         self._stopped = False
 
     async def start(self) -> None:
         """See `Engine.start`."""
-        self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(lambda: self._reader.fingerprint)  # takes a while, once
-        self._worker.start()
+        await asyncio.to_thread(lambda: self._preparer.fingerprint)  # slow, and cached
+        self._worker.start(asyncio.get_running_loop())
 
     async def stop(self) -> None:
         """See `Engine.stop`."""
@@ -98,60 +111,64 @@ class TransformersEngine(Engine):
             return
         self._stopped = True
         await asyncio.to_thread(self._worker.stop)
-        await self._local.stop()
+        await self._jobs.stop()
 
     async def compress(
         self, instruction: str, num_gist_tokens: int | None = None
     ) -> tuple[str, Gist]:
         """See `Engine.compress`."""
-        return await self._local.compress(instruction, num_gist_tokens)
+        return await self._jobs.compress(instruction, num_gist_tokens)
 
     async def measure(
-        self, id: str, instruction: str, probes: Sequence[str]
+        self, gist_id: str, instruction: str, probes: Sequence[str]
     ) -> Mapping[str, object]:
         """See `Engine.measure`."""
-        return await self._local.measure(id, instruction, probes)
+        return await self._jobs.measure(gist_id, instruction, probes)
 
-    def size(self, prompt: Prompt, gist: Gist | None, sampling: Sampling) -> Size:
-        """See `Engine.size`."""
-        request = self._reader.request(prompt, gist, sampling)
-        return Size(
-            tokens=request.kept + len(request.ids),
-            cached=request.kept,
-            kv_bytes=request.columns * self.model.adapter.kv_bytes_per_token,
-        )
-
-    async def answer(
+    async def prepare(
         self,
         prompt: Prompt,
         gist: Gist | None,
         sampling: Sampling,
         *,
         client: str = "",
-        id: str = "",
-        whole: bool = False,
-    ) -> AsyncGenerator[Delta, None]:
-        """See `Engine.answer`."""
-        request = await aside(
-            prompt.characters, lambda: self._reader.request(prompt, gist, sampling, client)
+        gist_id: str = "",
+        fit: bool = False,
+    ) -> Prepared:
+        """See `Engine.prepare`."""
+        if sampling.n > self.max_rows:
+            raise OptionError(f"n must be at most {self.max_rows}, not {sampling.n}")
+        prepared = await self._preparer.prepare(
+            prompt, gist, sampling, client=client, gist_id=gist_id, fit=fit
         )
-        self._check_room(request)
+        if not self._worker.scheduler.fits_alone(prepared):
+            raise PromptError(
+                f"this request needs {prepared.kv_bytes * sampling.n} bytes of keys and values, "
+                f"and the engine has {self.kv_limit}; shorten the prompt, or lower max_tokens or n"
+            )
+        return prepared
+
+    async def stream(
+        self, prepared: Prepared, *, whole: bool = False
+    ) -> AsyncGenerator[StreamChunk, None]:
+        """See `Engine.stream`."""
+        request = Request(prepared)
         self._worker.submit(request)
         try:
-            left = sampling.n
+            left = prepared.sampling.n
             while left:
-                for said in _together(await request.out.get(), request.out):
-                    if isinstance(said, Exception):
-                        raise said
-                    left -= said.finish is not None
-                    yield said
+                for chunk in _join_chunks(await request.chunks.get(), request.chunks):
+                    if isinstance(chunk, Exception):
+                        raise chunk
+                    left -= chunk.finish is not None
+                    yield chunk
         finally:
             self._worker.cancel(request)
 
     @property
-    def works(self) -> bool:
-        """See `Engine.works`."""
-        return not self._worker.ended
+    def healthy(self) -> bool:
+        """See `Engine.healthy`."""
+        return not self._worker.stopped
 
     def stats(self) -> Mapping[str, float]:
         """See `Engine.stats`."""
@@ -159,50 +176,116 @@ class TransformersEngine(Engine):
         return {
             "running": worker.running,
             "waiting": worker.waiting,
-            "kv_bytes": worker.cells * self.model.adapter.kv_bytes_per_token,
+            "kv_bytes": worker.reserved * self._kv_bytes_per_token,
             "kv_limit": self.kv_limit,
             "steps": worker.steps,
             "tokens": worker.tokens,
         }
 
-    def _check_room(self, request: Request) -> None:
-        if request.sampling.n > self.max_rows:
-            raise OptionError(f"n must be at most {self.max_rows}, not {request.sampling.n}")
-        if not self._worker.limits.fits_alone(request):
-            wanted = request.columns * request.sampling.n * self.model.adapter.kv_bytes_per_token
-            raise PromptError(
-                f"this request needs {wanted} bytes of keys and values, and the engine has "
-                f"{self.kv_limit}; shorten the prompt, or lower max_tokens or n"
+
+class GistJobs:
+    """Compresses and measures with a model in this process.
+
+    The passes run in threads of their own. They write nothing that the decoding thread reads
+    (weights are only read, T5's hooks are guarded by its adapter's lock), so a long new instruction
+    does not hold up running answers. The store compresses one instruction at a time, and one gist
+    is measured at a time.
+
+    Args:
+        model: may be in use by others.
+        store: holds the gists.
+        max_length: tokens of an instruction with its gist tokens; None: what the model can place.
+        max_waiting: instructions waiting to be compressed.
+        retry_after: seconds that a refused caller is told to wait.
+    """
+
+    def __init__(
+        self,
+        model: GistModel,
+        store: GistStore,
+        *,
+        max_length: int | None = None,
+        max_waiting: int,
+        retry_after: Callable[[], float],
+    ) -> None:
+        self._model, self._store, self._max_length = model, store, max_length
+        self._cached_key = lru_cache(KEYS)(self._key)
+        self._flights = SingleFlight(max_waiting, retry_after)
+        self._compressing = ThreadPoolExecutor(4, thread_name_prefix="gistkit compress")
+        self._measuring = ThreadPoolExecutor(1, thread_name_prefix="gistkit measure")
+
+    async def compress(
+        self, instruction: str, num_gist_tokens: int | None = None
+    ) -> tuple[str, Gist]:
+        """See `Engine.compress`."""
+        if len(instruction) > LONG_TEXT:
+            key = await asyncio.to_thread(self._key, instruction, num_gist_tokens)
+        else:
+            key = self._cached_key(instruction, num_gist_tokens)
+        gist = self._store.held(key)
+        if gist is None:
+            k = key.num_tokens
+            gist = await self._run(
+                key.id,
+                self._compressing,
+                lambda: self._store.get_or_compress(self._model, instruction, num_gist_tokens=k),
             )
+        return key.id, gist
 
-    def _post(self, said: list[tuple[Request, Delta | Exception]]) -> None:
-        """Hand out what the worker's thread has to say, on the event loop."""
+    async def measure(
+        self, gist_id: str, instruction: str, probes: Sequence[str]
+    ) -> Mapping[str, object]:
+        """See `Engine.measure`."""
+        given = tuple(probes)
 
-        def hand_out() -> None:
-            for request, one in said:
-                request.out.put_nowait(one)
+        def work() -> Mapping[str, object]:
+            gist = self._store.load(gist_id)
+            found = measure_fidelity(
+                self._model, instruction, gist.to(device=self._model.device), probes=given or None
+            )
+            self._store.update(gist_id, with_fidelity(gist, found))
+            return found.to_json()
 
-        assert self._loop is not None
-        if said:
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                self._loop.call_soon_threadsafe(hand_out)
+        return await self._run(("measure", gist_id, instruction, given), self._measuring, work)
+
+    async def stop(self) -> None:
+        """Cancel what has not begun; returns when the rest has ended."""
+        self._flights.stop()
+        for pool in (self._compressing, self._measuring):
+            await asyncio.to_thread(pool.shutdown, cancel_futures=True)
+
+    def _key(self, instruction: str, num_gist_tokens: int | None) -> GistKey:
+        """The key of an instruction's gist, once it is known to be possible."""
+        k = self._model.check_k(num_gist_tokens)
+        key = GistKey.of(self._model, instruction, k)
+        tokens = len(key.tokens) + k
+        if self._max_length is not None and tokens > self._max_length:
+            raise PromptError(
+                f"instruction and gist have {tokens} tokens, more than the {self._max_length} "
+                "allowed here; shorten the instruction"
+            )
+        return key
+
+    async def _run(self, key: object, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        """The store also works once for all threads; here callers wait without a thread."""
+        loop = asyncio.get_running_loop()
+        return await self._flights.wait(key, lambda: loop.run_in_executor(pool, work))
 
 
-def _together(
-    first: Delta | Exception, others: "asyncio.Queue[Delta | Exception]"
-) -> list[Delta | Exception]:
-    """What is there already, pieces of one answer joined: every piece costs its listeners."""
-    joined: dict[int, Delta] = {}
-    said: Delta | Exception = first
-    while not isinstance(said, Exception):
-        before = joined.get(said.index)
-        joined[said.index] = said if before is None else before + said
-        if others.empty():
+def _join_chunks(
+    first: StreamChunk | Exception, queue: "asyncio.Queue[StreamChunk | Exception]"
+) -> list[StreamChunk | Exception]:
+    """All that is in the queue, the chunks of an answer joined: each chunk costs its readers."""
+    joined: dict[int, StreamChunk] = {}
+    chunk: StreamChunk | Exception = first
+    while not isinstance(chunk, Exception):
+        before = joined.get(chunk.index)
+        joined[chunk.index] = chunk if before is None else before + chunk
+        if queue.empty():
             return list(joined.values())
-        said = others.get_nowait()
-    return [*joined.values(), said]
+        chunk = queue.get_nowait()
+    return [*joined.values(), chunk]
 
 
-def _free(device: torch.device) -> int:
-    """Bytes for keys and values where nobody says how many."""
+def _default_kv_limit(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else KV_LIMIT

@@ -1,220 +1,284 @@
-"""The thread that decodes: takes in who waits, steps all rows, hands out what they said.
+"""The thread that decodes: it admits waiting requests, steps all rows and sends their chunks.
 
-    event loop ── submit, cancel ──> Waiting ── admit ──> Batch ── post ──> event loop
+    event loop ── submit, cancel ──> Worker: schedule ──> Batch: begin ──> [sample ──> step] ...
+               <────────────────── chunks ─────────────────────────────────────┘
 
 Only this thread touches rows. It holds the lock to look at the queue, never while it computes, so
 the event loop does not wait for a step.
+
+Shapes: B rows.
 """
 
+import asyncio
 import gc
 import logging
 import threading
-import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from collections.abc import Sequence as Seq
+from contextlib import suppress
 from functools import partial
+from typing import Self
 
 import torch
 
 from gistkit.errors import BusyError, UnavailableError
 from gistkit.fidelity.reading import end_tokens
+from gistkit.gist import Gist
 from gistkit.model import GistModel
-from gistkit.serving.admission import Limits
-from gistkit.serving.batch import Batch
-from gistkit.serving.engine import Delta
-from gistkit.serving.queue import Waiting
-from gistkit.serving.requests import Answer, Request
-from gistkit.serving.single_flight import STOPPED
+from gistkit.models.kv_batch import Rows
+from gistkit.serving.engine import StreamChunk
+from gistkit.serving.sampling import Sequence, sample
+from gistkit.serving.scheduler import FairQueue, Request, Scheduler, Throughput
+from gistkit.single_flight import STOPPED
 
 log = logging.getLogger(__name__)
 
-Post = Callable[[list[tuple[Request, Delta | Exception]]], None]
+FAILED = "the engine failed at this request; try again"
 
-FAILED = "the engine failed at this request; ask again"
-RECENT = 64  # answers whose ends say how quick things are
-LONGEST_WAIT = 60.0  # seconds that anybody is told to stay away
+Chunks = list[tuple[Request, StreamChunk | Exception]]
+
+
+class Batch:
+    """B sequences that are decoded together, and their rows in the model.
+
+    Attributes:
+        columns: tokens of the longest row at its end; reserved for every row.
+    """
+
+    def __init__(self, rows: Rows, sequences: list[Sequence], *, shrinks: bool) -> None:
+        self._rows, self.sequences, self._shrinks = rows, sequences, shrinks
+        self.columns = max(s.request.prepared.total_tokens for s in sequences)
+        self._tokens: list[int] = []
+
+    @classmethod
+    def begin(cls, model: GistModel, requests: Seq[Request], end_ids: Collection[int]) -> Self:
+        """Read each prompt once, all in one pass: all with a gist, or all without."""
+        prompts = [request.prepared for request in requests]
+        ids, padding = model.pad([prompt.ids for prompt in prompts])
+        gists = [p.gist.to(device=model.device) for p in prompts if p.gist is not None]
+        prefix = Gist.stack(gists) if gists else None
+        rows = model.adapter.begin(ids, padding, prefix, gist_id=model.gist_id)
+        owners = [row for row, prompt in enumerate(prompts) for _ in range(prompt.sampling.n)]
+        if len(owners) > len(requests):
+            rows.repeat(owners)
+        sequences = [
+            Sequence(request, index, model.tokenizer, end_ids)
+            for request in requests
+            for index in range(request.prepared.sampling.n)
+        ]
+        return cls(rows, sequences, shrinks=model.adapter.rows_join)
+
+    @property
+    def requests(self) -> list[Request]:
+        """Whose sequences these are, each once."""
+        return list(dict.fromkeys(sequence.request for sequence in self.sequences))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns that memory is reserved for."""
+        return len(self.sequences), self.columns
+
+    def join(self, other: Self) -> None:
+        """Add the rows of another batch (if the family's rows can join)."""
+        self._rows.join(other._rows)
+        self.sequences += other.sequences
+        self.columns = max(self.columns, other.columns)
+
+    def sample(self) -> Chunks:
+        """Sample a token for each sequence; returns the chunks there are to send."""
+        self._tokens, chunks = sample(self._rows.logits, self.sequences)
+        pairs = zip(self.sequences, chunks, strict=True)
+        return [(sequence.request, chunk) for sequence, chunk in pairs if chunk is not None]
+
+    def step(self) -> None:
+        """Drop finished sequences, and predict what follows the tokens just sampled."""
+        self.drop([row for row, sequence in enumerate(self.sequences) if sequence.done])
+        if self.sequences:
+            self._rows.step(torch.tensor(self._tokens, device=self._rows.logits.device))
+        self._tokens = []
+
+    def drop(self, rows: Seq[int]) -> None:
+        """Remove these sequences."""
+        if not rows:
+            return
+        order = self._rows.drop(rows)
+        self.sequences = [self.sequences[row] for row in order]
+        self._tokens = [self._tokens[row] for row in order] if self._tokens else []
+        if self.sequences and self._shrinks:
+            self.columns = max(s.request.prepared.total_tokens for s in self.sequences)
+
+    def drop_cancelled(self) -> None:
+        """Remove the sequences of requests that were given up."""
+        self.drop([row for row, s in enumerate(self.sequences) if s.request.cancelled])
 
 
 class Worker:
-    """One model's thread.
+    """The decoding thread of one model.
 
     Args:
         model: only this thread decodes with it.
-        limits: what there is room for.
+        scheduler: decides which requests begin.
         max_waiting: requests in the queue.
-        post: takes what requests are to be told; called from the thread, must not block.
 
     Attributes:
         running: requests being answered.
-        cells: tokens that memory is reserved for.
+        reserved: tokens of keys and values that memory is reserved for.
         steps, tokens: since the start.
+        stopped: whether it accepts no more requests.
     """
 
-    def __init__(self, model: GistModel, limits: Limits, *, max_waiting: int, post: Post) -> None:
-        self.limits = limits
-        self.running = self.cells = self.steps = self.tokens = 0
-        self._model, self._post = model, post
-        self._ends = frozenset(end_tokens(model))
-        self._waiting = Waiting(max_waiting)
+    def __init__(self, model: GistModel, scheduler: Scheduler, *, max_waiting: int) -> None:
+        self.scheduler = scheduler
+        self.running = self.reserved = self.steps = self.tokens = 0
+        self.stopped = False
+        self._model, self._max_waiting = model, max_waiting
+        self._end_ids = frozenset(end_tokens(model))
+        self._queue = FairQueue[Request]()
+        self._throughput = Throughput()
         self._batches: list[Batch] = []
         self._changed = threading.Condition()
-        self._stopping = False
-        self._ended: deque[float] = deque(maxlen=RECENT)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="gistkit engine", daemon=True)
 
-    def start(self) -> None:
-        """Begin to work."""
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to work; chunks are delivered on `loop`."""
+        self._loop = loop
         self._thread.start()
 
     def stop(self) -> None:
         """End all requests with an UnavailableError; returns when the thread has ended."""
         with self._changed:
-            self._stopping = True
+            self.stopped = True
             self._changed.notify()
         if self._thread.ident is not None:  # it was started
             self._thread.join()
 
     def submit(self, request: Request) -> None:
-        """Line up (raises BusyError where the queue is full, UnavailableError after the end)."""
+        """Queue a request (raises BusyError: the queue is full; UnavailableError: stopped)."""
         with self._changed:
-            if self._stopping:
+            if self.stopped:
                 raise UnavailableError(STOPPED)
-            if self._waiting.full:
-                seconds = self.seconds_until_room()
-                raise BusyError(
-                    f"{len(self._waiting)} requests are waiting already; ask again in "
-                    f"{seconds:.0f} s",
-                    seconds,
-                )
-            self._waiting.push(request)
+            if len(self._queue) >= self._max_waiting:
+                raise self._throughput.busy(len(self._queue))
+            self._queue.push(request)
             self._changed.notify()
 
     def cancel(self, request: Request) -> None:
-        """Nobody listens to it any more: out of the queue at once, or out of its batch."""
+        """The caller has left: out of the queue at once, or out of its batch before a step."""
         with self._changed:
             request.cancelled = True
-            self._waiting.remove(request)
-
-    @property
-    def ended(self) -> bool:
-        """Whether it takes nothing any more."""
-        return self._stopping
+            self._queue.remove(request)
 
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
-        with self._changed:
-            return len(self._waiting)
+        return len(self._queue)
 
     def seconds_until_room(self) -> float:
-        """How long the queue takes, going by the last requests."""
-        ended = list(self._ended)
-        if len(ended) < 2:
-            return 1.0
-        each = (ended[-1] - ended[0]) / (len(ended) - 1)
-        return min(max(1.0, each * (1 + self.waiting)), LONGEST_WAIT)
+        """How long a new request should wait before it tries again."""
+        return self._throughput.seconds_until_room(self.waiting)
 
     def _run(self) -> None:
         try:
             with torch.inference_mode():
                 while self._wait():
-                    self._turn()
+                    self._for_each(Batch.drop_cancelled)
+                    self._admit()
+                    self._for_each(self._step)
+                    self._count()
         except BaseException:
             log.exception("the engine's thread ended")
         finally:
             with self._changed:
-                self._stopping = True
-                left = self._waiting.clear()
+                self.stopped = True
+                left = self._queue.clear()
             for batch in self._batches:
-                left += _requests(batch)
+                left += batch.requests
             self._batches = []
             self._count()
-            self._post([(request, UnavailableError(STOPPED)) for request in left])
+            self._send([(request, UnavailableError(STOPPED)) for request in left])
 
     def _wait(self) -> bool:
         """Until there is something to do; False: stop."""
         with self._changed:
-            while not (self._stopping or self._batches or len(self._waiting)):
+            while not (self.stopped or self._batches or len(self._queue)):
                 self._changed.wait()
-            return not self._stopping
+            return not self.stopped
 
-    def _turn(self) -> None:
-        self._each(self._forget)
+    def _admit(self) -> None:
+        """Begin requests from the queue."""
+        if not len(self._queue):
+            return
         with self._changed:
-            groups = self.limits.admit(self._waiting.in_turn(), self._batches)
-            self._waiting.serve([request for group in groups for request in group])
+            shapes = [batch.shape for batch in self._batches]
+            groups = self.scheduler.schedule(self._queue.in_turn(), shapes)
+            self._queue.take([request for group in groups for request in group])
         for group in groups:
             self._begin(group)
         self._count()
-        self._each(self._step)
-        self._count()
-
-    def _each(self, work: Callable[[Batch], None]) -> None:
-        """Do something with every batch; those that fail by it, or are empty then, are gone."""
-        for batch in list(self._batches):
-            if not self._guarded(_requests(batch), partial(work, batch)) or not batch.answers:
-                self._batches.remove(batch)
 
     def _begin(self, group: list[Request]) -> None:
         begun: list[Batch] = []
-        if not self._guarded(
-            group, lambda: begun.append(Batch.begin(self._model, group, self._answer))
-        ):
+
+        def begin() -> None:
+            begun.append(Batch.begin(self._model, group, self._end_ids))
+
+        if not self._attempt(group, begin):
             return
-        if not (self.limits.join and self._batches):
+        if not (self.scheduler.rows_join and self._batches):
             self._batches += begun
             return
         (running,), (new,) = self._batches, begun
-        # half way through, the rows that run are no longer whole: all of them are told
-        if not self._guarded(_requests(running) + group, lambda: running.join(new)):
+        # a join that fails half way leaves no row whole, so all requests fail
+        if not self._attempt(running.requests + group, lambda: running.join(new)):
             self._batches = []
-
-    def _forget(self, batch: Batch) -> None:
-        batch.drop([row for row, one in enumerate(batch.answers) if one.request.cancelled])
 
     def _step(self, batch: Batch) -> None:
         self.steps += 1
-        self.tokens += len(batch)
-        said = batch.draw()
-        self._post(list(said))  # while the model computes, these are sent
-        now = time.monotonic()
-        self._ended.extend(now for _, delta in said if delta.finish)
-        batch.advance()
+        self.tokens += len(batch.sequences)
+        chunks = batch.sample()
+        self._send(chunks)  # they travel while the model computes
+        self._throughput.record(sum(sequence.done for sequence in batch.sequences))
+        batch.step()
 
-    def _answer(self, request: Request, index: int) -> Answer:
-        decode = self._model.tokenizer.decode
-        return Answer(
-            request,
-            index,
-            decode=lambda ids: str(decode(ids, skip_special_tokens=True)),
-            name=lambda ids: str(decode(ids)),
-            ends=self._ends,
-        )
+    def _for_each(self, work: Callable[[Batch], None]) -> None:
+        """Do something with every batch; batches that fail or are empty afterwards are removed."""
+        for batch in list(self._batches):
+            if not self._attempt(batch.requests, partial(work, batch)) or not batch.sequences:
+                self._batches.remove(batch)
 
-    def _guarded(self, requests: list[Request], work: Callable[[], None]) -> bool:
-        """Whether `work` went well; if not, these requests are told, and only these."""
+    def _attempt(self, requests: list[Request], work: Callable[[], None]) -> bool:
+        """Whether `work` succeeded; if not, these requests fail, and only these."""
         error: Exception
         try:
             work()
             return True
         except (torch.OutOfMemoryError, MemoryError):
             log.exception("out of memory with %d requests", len(requests))
-            seconds = self.seconds_until_room()
-            error = BusyError("the engine ran out of memory; ask again in a while", seconds)
+            error = BusyError(
+                "the engine ran out of memory; try again later", self.seconds_until_room()
+            )
         except Exception:
             log.exception("a step failed with %d requests", len(requests))
             error = UnavailableError(FAILED)
-        self._post([(request, error) for request in requests])
+        self._send([(request, error) for request in requests])
         gc.collect()
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
         return False
 
+    def _send(self, chunks: Chunks) -> None:
+        """Put chunks into the queues of their requests, on the event loop."""
+
+        def deliver() -> None:
+            for request, chunk in chunks:
+                request.chunks.put_nowait(chunk)
+
+        assert self._loop is not None
+        if chunks:
+            with suppress(RuntimeError):  # the loop is closed: nobody listens
+                self._loop.call_soon_threadsafe(deliver)
+
     def _count(self) -> None:
-        self.running = sum(len(_requests(batch)) for batch in self._batches)
-        self.cells = sum(batch.cells for batch in self._batches)
-
-
-def _requests(batch: Batch) -> list[Request]:
-    """Whose answers are in a batch, each once."""
-    return list(dict.fromkeys(answer.request for answer in batch.answers))
+        self.running = sum(len(batch.requests) for batch in self._batches)
+        self.reserved = sum(rows * columns for rows, columns in (b.shape for b in self._batches))

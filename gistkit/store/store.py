@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from gistkit.errors import GistFileError, GistMismatchError, OptionError, SaveError
 from gistkit.gist import Gist
+from gistkit.single_flight import SingleFlight
 from gistkit.store.entry import Entry, Label, check_id, content_id
-from gistkit.store.flight import SingleFlight
 from gistkit.store.folder import Found
 from gistkit.store.key import GistKey
 from gistkit.store.remote import Remote, cache_of
@@ -78,7 +78,7 @@ class GistStore:
             max_bytes=max_bytes,
             max_memory_bytes=max_memory_bytes,
         )
-        self._flights = SingleFlight[Gist]()
+        self._flights = SingleFlight()
         self._compressing = threading.Lock()
 
     @staticmethod

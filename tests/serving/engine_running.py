@@ -1,12 +1,14 @@
 """An engine that runs while a test's coroutine does, and ends within the time."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+from gistkit.gist import Gist
 from gistkit.model import GistModel
-from gistkit.serving.engine import Delta, Prompt, Sampling
+from gistkit.serving.engine import Prompt, Sampling, StreamChunk
 from gistkit.serving.transformers_engine import TransformersEngine
 from gistkit.store import GistStore
 
@@ -31,19 +33,34 @@ def serving(
     asyncio.run(run())
 
 
-async def deltas(
-    engine: TransformersEngine, text: str, sampling: Sampling, **more: Any
-) -> list[Delta]:
-    """All there is to say to one input."""
-    gist = more.pop("gist", None)
-    return [d async for d in engine.answer(Prompt("", text), gist, sampling, **more)]
+async def stream(
+    engine: TransformersEngine,
+    prompt: Prompt | str,
+    sampling: Sampling,
+    *,
+    gist: Gist | None = None,
+    client: str = "",
+) -> AsyncGenerator[StreamChunk, None]:
+    """The answer to a prompt, or to one input, as it is generated."""
+    prompt = Prompt("", prompt) if isinstance(prompt, str) else prompt
+    prepared = await engine.prepare(prompt, gist, sampling, client=client)
+    async with aclosing(engine.stream(prepared)) as chunks:
+        async for chunk in chunks:
+            yield chunk
 
 
-def texts(found: list[Delta]) -> list[str]:
-    """The answers of these deltas, by index."""
-    answers = {d.index: "" for d in found}
-    for delta in found:
-        answers[delta.index] += delta.text
+async def answer(
+    engine: TransformersEngine, prompt: Prompt | str, sampling: Sampling, **options: Any
+) -> list[StreamChunk]:
+    """All chunks of an answer."""
+    return [chunk async for chunk in stream(engine, prompt, sampling, **options)]
+
+
+def texts(found: list[StreamChunk]) -> list[str]:
+    """The answers of these chunks, by index."""
+    answers = {chunk.index: "" for chunk in found}
+    for chunk in found:
+        answers[chunk.index] += chunk.text
     return [answers[index] for index in sorted(answers)]
 
 

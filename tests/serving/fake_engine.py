@@ -7,13 +7,14 @@ CRASH   a mistake of ours            BREAK-LOUD  the same with a message that qu
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 
 from gistkit.errors import BusyError, PromptError, UnavailableError
 from gistkit.fidelity import PARTS, Fidelity, with_fidelity
 from gistkit.gist import Gist
 from gistkit.model import GistModel
 from gistkit.prompts import check_text
-from gistkit.serving.engine import Delta, Engine, Prompt, Sampling, Size, TokenLogprob
+from gistkit.serving.engine import Engine, Prepared, Prompt, Sampling, StreamChunk, TokenLogprob
 from gistkit.store import GistKey, GistStore
 
 
@@ -23,7 +24,7 @@ class FakeEngine(Engine):
     name = "tiny"
     trained = (1, 2, 4)
     max_length: int | None = 512
-    works = True
+    healthy = True
 
     def __init__(self, model: GistModel, store: GistStore) -> None:
         self.model, self.store = model, store
@@ -48,36 +49,54 @@ class FakeEngine(Engine):
         return key.id, self.store.get_or_compress(self.model, instruction, num_gist_tokens=k)
 
     async def measure(
-        self, id: str, instruction: str, probes: Sequence[str]
+        self, gist_id: str, instruction: str, probes: Sequence[str]
     ) -> Mapping[str, object]:
-        gist = self.store.load(id)
+        gist = self.store.load(gist_id)
         parts = dict.fromkeys(PARTS, self.score)
         found = Fidelity(self.score, parts, 0.1, len(probes), 3, not probes, 0)
-        self.store.update(id, with_fidelity(gist, found))
+        self.store.update(gist_id, with_fidelity(gist, found))
         return found.to_json()
 
-    def size(self, prompt: Prompt, gist: Gist | None, sampling: Sampling) -> Size:
-        text = self._text(prompt, gist)
-        kept = 0 if gist is None else gist.num_tokens
-        tokens = kept + len(text.split())
-        assert self.max_length is not None
-        if tokens + sampling.max_tokens > self.max_length:
-            raise PromptError(f"{tokens + sampling.max_tokens} tokens are too many")
-        return Size(tokens, kept, 8 * (tokens + sampling.max_tokens))
-
-    async def answer(
+    async def prepare(
         self,
         prompt: Prompt,
         gist: Gist | None,
         sampling: Sampling,
         *,
         client: str = "",
-        id: str = "",
-        whole: bool = False,
-    ) -> AsyncIterator[Delta]:
-        self.clients.append(client)
-        self.samplings.append(sampling)
+        gist_id: str = "",
+        fit: bool = False,
+    ) -> Prepared:
         text = self._text(prompt, gist)
+        num_cached = 0 if gist is None else gist.num_tokens
+        prompt_tokens = num_cached + len(text.split())
+        assert self.max_length is not None
+        if fit:
+            room = max(1, self.max_length - prompt_tokens)
+            sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        total_tokens = prompt_tokens + sampling.max_tokens
+        if total_tokens > self.max_length:
+            raise PromptError(f"{total_tokens} tokens are too many")
+        return Prepared(
+            ids=[ord(letter) for letter in text],
+            gist=gist,
+            gist_id=gist_id,
+            instruction="" if gist else prompt.instruction,
+            sampling=sampling,
+            client=client,
+            num_cached=num_cached,
+            prompt_tokens=prompt_tokens,
+            total_tokens=total_tokens,
+            kv_bytes=8 * total_tokens,
+        )
+
+    async def stream(
+        self, prepared: Prepared, *, whole: bool = False
+    ) -> AsyncIterator[StreamChunk]:
+        sampling = prepared.sampling
+        self.clients.append(prepared.client)
+        self.samplings.append(sampling)
+        text = "".join(map(chr, prepared.ids))
         if "BUSY" in text:
             raise BusyError("the queue is full", 1.5)
         if "GONE" in text:
@@ -88,7 +107,7 @@ class FakeEngine(Engine):
             raise PromptError("too many at once")
         self.running += 1
         try:
-            words = [("gist:" if gist else "full:"), *text.split()]
+            words = [("gist:" if prepared.gist else "full:"), *text.split()]
             for place, word in enumerate(words[: sampling.max_tokens]):
                 if place == 2 and "BREAK" in text:
                     raise UnavailableError("the engine stopped in the middle")
@@ -98,7 +117,7 @@ class FakeEngine(Engine):
                 stopped = word in sampling.stop
                 for index in range(sampling.n):
                     finish = "stop" if stopped or (last and len(words) == place + 1) else None
-                    yield Delta(
+                    yield StreamChunk(
                         index,
                         "" if stopped else f" {word}" if place else word,
                         1,

@@ -8,11 +8,11 @@ import pytest
 
 from gistkit.errors import GistFileError, OptionError, PromptError
 from gistkit.fidelity import Fidelity, fidelity_of, measure_fidelity
-from gistkit.serving import local
+from gistkit.serving import transformers_engine
 from gistkit.serving.engine import Prompt, Sampling
 from gistkit.serving.transformers_engine import TransformersEngine
 from gistkit.testing import tiny_gist_model
-from tests.serving.engine_running import deltas, serving, texts
+from tests.serving.engine_running import answer, serving, texts
 
 
 def test_many_who_ask_at_once_get_one_compression(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_many_who_ask_at_once_get_one_compression(tmp_path: Path) -> None:
         id, gist = found[0]
         assert engine.store.find(id) is not None
         expected = model.generate("abc", model.compress("Be brief 0."), max_new_tokens=9)
-        assert texts(await deltas(engine, "abc", Sampling(9), gist=gist)) == expected
+        assert texts(await answer(engine, "abc", Sampling(9), gist=gist)) == expected
 
     serving(tmp_path, model, work)
 
@@ -59,7 +59,7 @@ def test_what_cannot_be_compressed_is_refused(tmp_path: Path) -> None:
 def test_a_measured_gist_keeps_its_fidelity_and_its_id(tmp_path: Path) -> None:
     async def work(engine: TransformersEngine) -> None:
         id, _ = await engine.compress("Be brief.", 2)
-        answers = asyncio.create_task(deltas(engine, "abc", Sampling(30)))
+        answers = asyncio.create_task(answer(engine, "abc", Sampling(30)))
         found = await engine.measure(id, "Be brief.", ["one", "two"])
         entry = engine.store.find(id)
         assert entry is not None and entry.keyed and entry.fidelity == found["score"]
@@ -81,7 +81,7 @@ def test_a_gist_deleted_while_it_is_measured_stays_deleted(
             assert engine.store.remove(id)
             return found
 
-        monkeypatch.setattr(local, "measure_fidelity", slow)
+        monkeypatch.setattr(transformers_engine, "measure_fidelity", slow)
         with pytest.raises(GistFileError, match="no gist"):
             await engine.measure(id, "Be brief.", ["one"])
         assert engine.store.entries() == []
@@ -94,12 +94,12 @@ def test_the_size_of_a_prompt(tmp_path: Path) -> None:
     gist = model.compress("Be brief.", num_gist_tokens=4)
 
     async def work(engine: TransformersEngine) -> None:
-        behind = engine.size(Prompt("", "abc"), gist, Sampling(10))
+        behind = await engine.prepare(Prompt("", "abc"), gist, Sampling(10))
         input = len(model.encoder.input("abc"))
-        assert (behind.tokens, behind.cached) == (4 + input, 4)
+        assert (behind.prompt_tokens, behind.num_cached) == (4 + input, 4)
         assert behind.kv_bytes == (4 + input + 10) * model.adapter.kv_bytes_per_token
-        full = engine.size(Prompt("Be brief.", "abc"), None, Sampling(10))
-        assert full.cached == 0
-        assert full.tokens == len(model.encoder.prompt("Be brief.", "abc", 1))
+        full = await engine.prepare(Prompt("Be brief.", "abc"), None, Sampling(10))
+        assert full.num_cached == 0
+        assert full.prompt_tokens == len(model.encoder.prompt("Be brief.", "abc", 1))
 
     serving(tmp_path, model, work)

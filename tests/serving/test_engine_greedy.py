@@ -12,7 +12,7 @@ from gistkit.model import GistModel
 from gistkit.serving.engine import Prompt, Sampling
 from gistkit.serving.transformers_engine import TransformersEngine
 from gistkit.testing import tiny_gist_model
-from tests.serving.engine_running import serving, until
+from tests.serving.engine_running import answer, serving, stream, texts, until
 
 INSTRUCTIONS = ["Be brief.", "Answer in capitals, and never twice.", "Sing of ships."]
 
@@ -30,11 +30,12 @@ class Asked:
 
 async def said(engine: TransformersEngine, one: Asked) -> None:
     await asyncio.sleep(one.after)
-    text, pieces = "", engine.answer(one.prompt, one.gist, Sampling(one.tokens), client="me")
-    async for delta in pieces:
-        text += delta.text
+    text, sampling = "", Sampling(one.tokens)
+    chunks = stream(engine, one.prompt, sampling, gist=one.gist, client="me")
+    async for chunk in chunks:
+        text += chunk.text
         if one.expected is None and len(text) > 3:
-            await pieces.aclose()  # type: ignore[attr-defined]
+            await chunks.aclose()
             return
     if one.expected is not None:
         assert text == one.expected
@@ -96,8 +97,8 @@ def test_the_toy_model_answers_right_under_load(tmp_path: Path) -> None:
     async def work(engine: TransformersEngine) -> None:
         async def one(instruction: str, text: str) -> None:
             _, gist = await engine.compress(instruction)
-            pieces = engine.answer(Prompt("", text), gist, Sampling(24))
-            assert "".join([d.text async for d in pieces]) == expected[instruction, text]
+            chunks = await answer(engine, text, Sampling(24), gist=gist)
+            assert texts(chunks) == [expected[instruction, text]]
 
         await asyncio.gather(*(one(i, x) for i, x in expected for _ in range(4)))
         assert engine.store.stats()["compressed"] == len(instructions)

@@ -10,20 +10,22 @@ import pytest
 import torch
 
 from gistkit.errors import BusyError, GistMismatchError, PromptError, UnavailableError
-from gistkit.serving.batch import Batch
-from gistkit.serving.engine import Delta, Prompt, Sampling
+from gistkit.serving.engine import Prompt, Sampling, StreamChunk
 from gistkit.serving.transformers_engine import TransformersEngine
+from gistkit.serving.worker import Batch
 from gistkit.testing import tiny_gist_model
-from tests.serving.engine_running import deltas, serving, texts, until
+from tests.serving.engine_running import answer, serving, stream, texts, until
 
 LONG = Sampling(400)
 
 
-async def begun(engine: TransformersEngine, text: str = "abc", **more: Any) -> AsyncIterator[Delta]:
-    """A long answer, of which the first piece has come."""
-    pieces = engine.answer(Prompt("", text), None, LONG, **more)
-    await anext(pieces)
-    return pieces
+async def begun(
+    engine: TransformersEngine, text: str = "abc", **more: Any
+) -> AsyncIterator[StreamChunk]:
+    """A long answer, of which the first chunk has come."""
+    chunks = stream(engine, text, LONG, **more)
+    await anext(chunks)
+    return chunks
 
 
 async def close(*all_pieces: Any) -> None:
@@ -34,14 +36,14 @@ async def close(*all_pieces: Any) -> None:
 def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
     async def work(engine: TransformersEngine) -> None:
         running = await begun(engine)
-        waiting = [asyncio.create_task(deltas(engine, "x", Sampling(3))) for _ in range(2)]
+        waiting = [asyncio.create_task(answer(engine, "x", Sampling(3))) for _ in range(2)]
         await until(lambda: engine.stats()["waiting"] == 2)
         with pytest.raises(BusyError, match="2 requests are waiting") as busy:
-            await deltas(engine, "y", Sampling(3))
+            await answer(engine, "y", Sampling(3))
         assert 1 <= busy.value.retry_after <= 60
         await close(running)
         await asyncio.gather(*waiting)
-        await deltas(engine, "y", Sampling(3))  # there is room again
+        await answer(engine, "y", Sampling(3))  # there is room again
 
     serving(tmp_path, tiny_gist_model(), work, max_rows=1, max_waiting=2)
 
@@ -49,7 +51,7 @@ def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
 def test_leaving_early_frees_the_rows(tmp_path: Path) -> None:
     async def work(engine: TransformersEngine) -> None:
         running = await begun(engine)
-        waiting = asyncio.create_task(deltas(engine, "x", LONG))
+        waiting = asyncio.create_task(answer(engine, "x", LONG))
         await until(lambda: engine.stats()["waiting"] == 1)
         waiting.cancel()
         await until(lambda: engine.stats()["waiting"] == 0)
@@ -67,7 +69,7 @@ def test_clients_take_turns(tmp_path: Path) -> None:
         running = await begun(engine, client="greedy")
 
         async def one(client: str) -> None:
-            await deltas(engine, "x", Sampling(2), client=client)
+            await answer(engine, "x", Sampling(2), client=client)
             order.append(client)
 
         tasks = [asyncio.create_task(one(c)) for c in [*"aaaa", *"bb", "c"]]
@@ -85,7 +87,7 @@ def test_memory_is_reserved_for_whole_answers(tmp_path: Path) -> None:
 
     async def work(engine: TransformersEngine) -> None:
         asked = [(("x" * (7 * i % 60)), Sampling(20 + 13 * i % 70)) for i in range(30)]
-        tasks = [asyncio.create_task(deltas(engine, x, how)) for x, how in asked]
+        tasks = [asyncio.create_task(answer(engine, x, how)) for x, how in asked]
         most, together = 0.0, 0.0
         while not all(task.done() for task in tasks):
             most = max(most, engine.stats()["kv_bytes"])
@@ -103,14 +105,14 @@ def test_what_can_never_be_answered_is_refused_with_advice(tmp_path: Path) -> No
 
     async def work(engine: TransformersEngine) -> None:
         with pytest.raises(PromptError, match=r"lower max_tokens or n"):
-            await deltas(engine, "x", Sampling(80, n=4))
+            await answer(engine, "x", Sampling(80, n=4))
         with pytest.raises(PromptError, match="more than the 512 allowed here"):
-            await deltas(engine, "x", Sampling(600))
+            await answer(engine, "x", Sampling(600))
         with pytest.raises(PromptError, match="<GIST>"):
-            await deltas(engine, "<GIST>", Sampling(6))
+            await answer(engine, "<GIST>", Sampling(6))
         other = tiny_gist_model(seed=1).compress("Be brief.")
         with pytest.raises(GistMismatchError):
-            await deltas(engine, "x", Sampling(6), gist=other)
+            await answer(engine, "x", Sampling(6), gist=other)
 
     serving(tmp_path, model, work, kv_limit=200 * model.adapter.kv_bytes_per_token)
 
@@ -118,14 +120,14 @@ def test_what_can_never_be_answered_is_refused_with_advice(tmp_path: Path) -> No
 def test_stopping_ends_what_runs_and_what_waits(tmp_path: Path) -> None:
     async def work(engine: TransformersEngine) -> None:
         running = await begun(engine)
-        waiting = asyncio.create_task(deltas(engine, "x", LONG))
+        waiting = asyncio.create_task(answer(engine, "x", LONG))
         await until(lambda: engine.stats()["waiting"] == 1)
         await engine.stop()
         with pytest.raises(UnavailableError):
             await waiting
         with pytest.raises(UnavailableError):
-            [delta async for delta in running]
-        for late in (deltas(engine, "x", LONG), engine.compress("Be brief.")):
+            [chunk async for chunk in running]
+        for late in (answer(engine, "x", LONG), engine.compress("Be brief.")):
             with pytest.raises(UnavailableError):
                 await late
 
@@ -136,7 +138,7 @@ def test_stopping_ends_what_runs_and_what_waits(tmp_path: Path) -> None:
     ("error", "told"),
     [(RuntimeError("a bug"), UnavailableError), (torch.OutOfMemoryError("cuda"), BusyError)],
 )
-@pytest.mark.parametrize("where", ["begin", "join", "draw", "advance"])
+@pytest.mark.parametrize("where", ["begin", "join", "sample", "step"])
 def test_a_step_that_fails_ends_its_requests_and_no_others(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -156,13 +158,13 @@ def test_a_step_that_fails_ends_its_requests_and_no_others(
         with monkeypatch.context() as patch:
             patch.setattr(Batch, where, fail)
             with pytest.raises(told):
-                await deltas(engine, "x", LONG)
+                await answer(engine, "x", LONG)
         if where == "begin":  # of the other one; this one was running
             await close(pieces)
         else:
             with pytest.raises(told):
-                [delta async for delta in pieces]
-        assert texts(await deltas(engine, "abc", LONG)) == expected
+                [chunk async for chunk in pieces]
+        assert texts(await answer(engine, "abc", LONG)) == expected
         await until(lambda: engine.stats()["running"] == 0)
 
     serving(tmp_path, model, work)
@@ -170,7 +172,7 @@ def test_a_step_that_fails_ends_its_requests_and_no_others(
 
 def test_the_event_loop_stays_free(tmp_path: Path) -> None:
     async def work(engine: TransformersEngine) -> None:
-        tasks = [asyncio.create_task(deltas(engine, "x" * i, Sampling(60))) for i in range(20)]
+        tasks = [asyncio.create_task(answer(engine, "x" * i, Sampling(60))) for i in range(20)]
         turns = 0
         while not all(task.done() for task in tasks):
             await asyncio.sleep(0.001)
@@ -189,7 +191,7 @@ def test_no_more_tokens_than_were_allowed(tmp_path: Path, family: str) -> None:
         with pytest.raises(PromptError, match="more than the 64 allowed here; shorten the instr"):
             await engine.compress("x" * 64)
         with pytest.raises(PromptError, match="more than the 64 allowed here; shorten the prompt"):
-            engine.size(Prompt("", "x" * 64), None, Sampling(1))
+            await engine.prepare(Prompt("", "x" * 64), None, Sampling(1))
         assert engine.store.entries() == []
 
     serving(tmp_path, tiny_gist_model(family), work, max_length=64)
@@ -201,7 +203,9 @@ def test_prompts_that_were_refused_are_not_kept(tmp_path: Path) -> None:
         try:
             for number in range(30):
                 with pytest.raises(PromptError, match="more than the 64 allowed here"):
-                    engine.size(Prompt("", f"{number} " + "x" * 100_000), None, Sampling(1))
+                    await engine.prepare(
+                        Prompt("", f"{number} " + "x" * 100_000), None, Sampling(1)
+                    )
             kept, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -212,8 +216,8 @@ def test_prompts_that_were_refused_are_not_kept(tmp_path: Path) -> None:
 
 def test_an_engine_that_ended_says_so(tmp_path: Path) -> None:
     async def work(engine: TransformersEngine) -> None:
-        assert engine.works
+        assert engine.healthy
         await engine.stop()
-        assert not engine.works
+        assert not engine.healthy
 
     serving(tmp_path, tiny_gist_model(), work)

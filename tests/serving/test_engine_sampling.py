@@ -10,7 +10,7 @@ from gistkit.errors import OptionError
 from gistkit.serving.engine import Sampling
 from gistkit.serving.transformers_engine import TransformersEngine
 from gistkit.testing import tiny_gist_model
-from tests.serving.engine_running import deltas, serving, texts
+from tests.serving.engine_running import answer, serving, texts
 
 
 def test_the_same_seed_gives_the_same_answer_whatever_else_is_in_the_batch(tmp_path: Path) -> None:
@@ -18,11 +18,11 @@ def test_the_same_seed_gives_the_same_answer_whatever_else_is_in_the_batch(tmp_p
     warm = Sampling(24, temperature=1.0, top_p=0.9, seed=7)
 
     async def work(engine: TransformersEngine) -> None:
-        alone = texts(await deltas(engine, "a", warm))
-        others = [deltas(engine, "x" * i, Sampling(20, temperature=1.0)) for i in range(9)]
+        alone = texts(await answer(engine, "a", warm))
+        others = [answer(engine, "x" * i, Sampling(20, temperature=1.0)) for i in range(9)]
         among, other, *_ = await asyncio.gather(
-            deltas(engine, "a", warm),
-            deltas(engine, "a", Sampling(24, temperature=1.0, top_p=0.9, seed=8)),
+            answer(engine, "a", warm),
+            answer(engine, "a", Sampling(24, temperature=1.0, top_p=0.9, seed=8)),
             *others,
         )
         assert texts(among) == alone
@@ -38,12 +38,12 @@ def test_n_answers_are_those_of_n_rows(tmp_path: Path, family: str) -> None:
     expected = model.generate("abc", gist, max_new_tokens=12)[0]
 
     async def work(engine: TransformersEngine) -> None:
-        greedy = await deltas(engine, "abc", Sampling(12, n=3), gist=gist)
+        greedy = await answer(engine, "abc", Sampling(12, n=3), gist=gist)
         assert texts(greedy) == [expected] * 3
         warm = Sampling(12, temperature=1.0, seed=3, n=4)
-        found = texts(await deltas(engine, "abc", warm, gist=gist))
+        found = texts(await answer(engine, "abc", warm, gist=gist))
         assert len(set(found)) == 4
-        assert found == texts(await deltas(engine, "abc", warm, gist=gist))
+        assert found == texts(await answer(engine, "abc", warm, gist=gist))
         assert sum(d.tokens for d in greedy) == 3 * 12
 
     serving(tmp_path, model, work)
@@ -55,7 +55,7 @@ def test_almost_no_probability_or_warmth_is_greedy(tmp_path: Path) -> None:
 
     async def work(engine: TransformersEngine) -> None:
         for how in ({"top_p": 1e-6, "temperature": 1.0}, {"temperature": 1e-30}):
-            assert texts(await deltas(engine, "abc", Sampling(12, **how))) == expected
+            assert texts(await answer(engine, "abc", Sampling(12, **how))) == expected
 
     serving(tmp_path, model, work)
 
@@ -67,11 +67,11 @@ def test_a_stop_string_ends_an_answer_and_is_not_part_of_it(tmp_path: Path) -> N
     expected = model.generate("abc", max_new_tokens=40, stop_strings=[stop, "never"])[0]
 
     async def work(engine: TransformersEngine) -> None:
-        found = await deltas(engine, "abc", Sampling(40, stop=(stop, "never")))
+        found = await answer(engine, "abc", Sampling(40, stop=(stop, "never")))
         assert texts(found) == [expected]
         assert [d.finish for d in found] == [None] * (len(found) - 1) + ["stop"]
         assert sum(d.tokens for d in found) == whole.index(stop) + len(stop)
-        cut = await deltas(engine, "abc", Sampling(5))
+        cut = await answer(engine, "abc", Sampling(5))
         assert texts(cut) == [whole[:5].strip()]
         assert cut[-1].finish == "length"
 
@@ -87,7 +87,7 @@ def test_an_end_token_stops_and_counts(tmp_path: Path) -> None:
     expected = model.generate("abc", max_new_tokens=20)[0]
 
     async def work(engine: TransformersEngine) -> None:
-        found = await deltas(engine, "abc", Sampling(20, logprobs=0))
+        found = await answer(engine, "abc", Sampling(20, logprobs=0))
         first = whole.index(whole[7])
         assert texts(found) == [expected[:first].strip()]
         assert found[-1].finish == "stop"
@@ -103,10 +103,10 @@ def test_logprobs_are_those_of_the_model_at_temperature_one(tmp_path: Path) -> N
 
     async def work(engine: TransformersEngine) -> None:
         found, _ = await asyncio.gather(
-            deltas(engine, "abc", Sampling(6, temperature=0.1, seed=1, logprobs=2), gist=gist),
-            deltas(engine, "abcdef", Sampling(6, logprobs=5)),
+            answer(engine, "abc", Sampling(6, temperature=0.1, seed=1, logprobs=2), gist=gist),
+            answer(engine, "abcdef", Sampling(6, logprobs=5)),
         )
-        said = [one for delta in found for one in delta.logprobs]
+        said = [one for chunk in found for one in chunk.logprobs]
         assert "".join(one.token for one in said).strip() == texts(found)[0]
         ids, padding = model.pad([model.encoder.input("abc")])
         rows = model.adapter.begin(ids, padding, gist, gist_id=model.gist_id)
@@ -131,6 +131,6 @@ def test_logprobs_are_those_of_the_model_at_temperature_one(tmp_path: Path) -> N
 def test_a_sampling_that_means_nothing_is_refused(tmp_path: Path, sampling: Sampling) -> None:
     async def work(engine: TransformersEngine) -> None:
         with pytest.raises(OptionError):
-            await deltas(engine, "abc", sampling)
+            await answer(engine, "abc", sampling)
 
     serving(tmp_path, tiny_gist_model(), work)

@@ -9,9 +9,10 @@ from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
 from gistkit.model import GistModel
-from gistkit.serving import requests
-from gistkit.serving.engine import Delta, Sampling
-from gistkit.serving.requests import Answer, Request
+from gistkit.serving import sampling
+from gistkit.serving.engine import Prepared, Sampling, StreamChunk
+from gistkit.serving.sampling import Sequence
+from gistkit.serving.scheduler import Request
 from gistkit.serving.sse import event
 from gistkit.testing import EOS, byte_tokenizer
 
@@ -19,22 +20,27 @@ from gistkit.testing import EOS, byte_tokenizer
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every token is told by itself, whatever time it is."""
-    monkeypatch.setattr(requests, "PIECE_SECONDS", 0.0)
+    monkeypatch.setattr(sampling, "CHUNK_SECONDS", 0.0)
 
 
-def answer(tokenizer: PreTrainedTokenizerFast, *stop: str) -> Answer:
-    request = Request([1], None, Sampling(1000, stop=stop), "")
-    return Answer(
-        request,
-        0,
-        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-        name=tokenizer.decode,
-        ends={EOS},
+def answer(tokenizer: PreTrainedTokenizerFast, *stop: str) -> Sequence:
+    prepared = Prepared(
+        ids=[1],
+        gist=None,
+        gist_id="",
+        instruction="",
+        sampling=Sampling(1000, stop=stop),
+        client="",
+        num_cached=0,
+        prompt_tokens=1,
+        total_tokens=1001,
+        kv_bytes=0,
     )
+    return Sequence(Request(prepared), 0, tokenizer, {EOS})
 
 
-def told(answering: Answer, ids: list[int]) -> list[Delta]:
-    found = [delta for id in [*ids, EOS] if not answering.done and (delta := answering.take(id))]
+def told(answering: Sequence, ids: list[int]) -> list[StreamChunk]:
+    found = [chunk for id in [*ids, EOS] if not answering.done and (chunk := answering.append(id))]
     assert answering.done
     return found
 
@@ -67,18 +73,18 @@ def test_what_may_become_a_stop_string_is_held_back() -> None:
     assert [d.text for d in found[:2]] == ["o", "n"]  # and what cannot become one is told at once
 
 
-def test_what_comes_too_soon_after_a_piece_waits_for_the_next(
+def test_text_that_comes_too_soon_after_a_chunk_waits_for_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokenizer, now = byte_tokenizer(), 100.0
-    monkeypatch.setattr(requests, "PIECE_SECONDS", 0.03)
-    monkeypatch.setattr(requests.time, "monotonic", lambda: now)
+    monkeypatch.setattr(sampling, "CHUNK_SECONDS", 0.03)
+    monkeypatch.setattr(sampling.time, "monotonic", lambda: now)
     answering = answer(tokenizer)
     said = []
     for id in tokenizer("abcdefgh", add_special_tokens=False)["input_ids"]:
-        said.append(answering.take(id))
+        said.append(answering.append(id))
         now += 0.01
-    last = answering.take(EOS)
+    last = answering.append(EOS)
     assert [d and (d.text, d.tokens) for d in said] == [
         ("a", 1), None, None, ("bcd", 3), None, None, ("efg", 3), None,
     ]  # fmt: skip

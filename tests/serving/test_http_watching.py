@@ -48,7 +48,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
 def test_alive_and_ready(server: Running) -> None:
     assert server.http().get("/health/live").json() == {"status": "live"}
     assert server.http().get("/health/ready").json() == {"status": "ready"}
-    server.engine.works = False
+    server.engine.healthy = False
     assert server.http().get("/health/live").status_code == 200
     response = server.http().get("/health/ready")
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")

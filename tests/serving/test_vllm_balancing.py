@@ -89,7 +89,7 @@ def test_what_fails_half_way_ends_with_an_error_or_begins_anew_unseen(tmp_path: 
         fakes[0].fault = "halfway"
         seen = 0
         for _ in range(2):  # one of them goes there
-            pieces = engine.answer(Prompt("", "abc"), None, Sampling(60))
+            pieces = engine.stream(await engine.prepare(Prompt("", "abc"), None, Sampling(60)))
             try:
                 assert texts([delta async for delta in pieces]) == wanted
             except UnavailableError as error:
@@ -121,10 +121,9 @@ def test_one_is_killed_under_load_and_comes_back(tmp_path: Path) -> None:
             id, gist = await engine.compress(name)
             text = ""
             try:
-                pieces = engine.answer(
-                    Prompt("", "abc"), gist, Sampling(24), id=id, whole=number in WHOLE
-                )
-                async for delta in pieces:
+                prompt = Prompt("", "abc")
+                prepared = await engine.prepare(prompt, gist, Sampling(24), gist_id=id)
+                async for delta in engine.stream(prepared, whole=number in WHOLE):
                     if delta.tokens:
                         begun.add(number)
                     text += delta.text
@@ -155,15 +154,15 @@ def test_one_is_killed_under_load_and_comes_back(tmp_path: Path) -> None:
 
 def test_nobody_is_there_for_a_while(tmp_path: Path) -> None:
     async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
-        assert engine.works
+        assert engine.healthy
         fakes[0].kill()
-        await until(lambda: not engine.works)
+        await until(lambda: not engine.healthy)
         with pytest.raises(UnavailableError):
             await ask(engine, "abc", Sampling(3))
         with pytest.raises(UnavailableError, match="no vLLM server is there"):
             await ask(engine, "abc", Sampling(3))
         fakes[0].start()
-        await until(lambda: engine.works)
+        await until(lambda: engine.healthy)
         assert texts(await ask(engine, "abc", Sampling(3)))
 
     serving(tmp_path, 1, work)
@@ -253,7 +252,7 @@ def test_weights_here_compress_and_measure(tmp_path: Path) -> None:
 def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
     async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
         fakes[0].pause = 0.1
-        first = engine.answer(Prompt("", "abc"), None, Sampling(300))
+        first = engine.stream(await engine.prepare(Prompt("", "abc"), None, Sampling(300)))
         await anext(first)
         waiting = [asyncio.create_task(ask(engine, "x", Sampling(3))) for _ in range(2)]
         await until(lambda: engine.stats()["waiting"] == 2)
@@ -272,7 +271,7 @@ def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
 def test_leaving_early_is_told_to_vllm(tmp_path: Path) -> None:
     async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
         fakes[0].pause = 0.02
-        pieces = engine.answer(Prompt("", "abc"), None, Sampling(200))
+        pieces = engine.stream(await engine.prepare(Prompt("", "abc"), None, Sampling(200)))
         await anext(pieces)
         await pieces.aclose()
         await until(lambda: fakes[0].cancelled == 1)

@@ -26,9 +26,9 @@ def test_gists_and_full_prompts_answer_as_generate_does(tmp_path: Path) -> None:
                 found = await ask(engine, "abc", Sampling(20), instruction=instruction, whole=whole)
                 assert texts(found) == wanted
                 assert sum(delta.tokens for delta in found) == 20
-        full = engine.answer(Prompt("Be brief.", "abc"), None, Sampling(20))
+        prepared = await engine.prepare(Prompt("Be brief.", "abc"), None, Sampling(20))
         wanted = model.generate("abc", instructions="Be brief.", max_new_tokens=20)
-        assert texts([delta async for delta in full]) == wanted
+        assert texts([delta async for delta in engine.stream(prepared)]) == wanted
         assert engine.model.hf_model.device.type == "meta"  # the weights were never read
 
     serving(tmp_path, 1, work)
@@ -115,7 +115,7 @@ def test_what_cannot_be_is_refused_before_vllm_sees_it(tmp_path: Path) -> None:
         with pytest.raises(OptionError, match="weights"):
             await engine.measure("0" * 64, "Be brief.", [])
         with pytest.raises(GistMismatchError):
-            engine.size(Prompt("", "a"), other, Sampling(6))
+            await engine.prepare(Prompt("", "a"), other, Sampling(6))
         assert len(fakes[0].asked) == before
 
     serving(tmp_path, 1, work)
@@ -126,7 +126,8 @@ def test_a_gist_that_is_gone_meanwhile_is_the_clients_business(tmp_path: Path) -
         id, gist = await engine.compress("Be brief.")
         engine.store.remove(id)
         with pytest.raises(GistFileError, match="no longer in the store"):
-            [d async for d in engine.answer(Prompt("", "a"), gist, Sampling(3), id=id)]
+            prepared = await engine.prepare(Prompt("", "a"), gist, Sampling(3), gist_id=id)
+            [d async for d in engine.stream(prepared)]
         assert texts(await ask(engine, "abc", Sampling(4)))
 
     serving(tmp_path, 2, work)
@@ -136,11 +137,11 @@ def test_the_size_of_a_prompt(tmp_path: Path) -> None:
     async def work(engine: Vllm, model: GistModel, fakes: list[FakeVllm]) -> None:
         _, gist = await engine.compress("Be brief.", 4)
         input = len(model.encoder.input("abc"))
-        size = engine.size(Prompt("", "abc"), gist, Sampling(10))
-        assert (size.tokens, size.cached) == (4 + input, 4)
+        size = await engine.prepare(Prompt("", "abc"), gist, Sampling(10))
+        assert (size.prompt_tokens, size.num_cached) == (4 + input, 4)
         assert size.kv_bytes == (4 + input + 10) * model.adapter.kv_bytes_per_token
-        full = engine.size(Prompt("Be brief.", "abc"), None, Sampling(10))
-        assert full.tokens == len(model.encoder.prompt("Be brief.", "abc", 1))
-        assert full.kv_bytes == (full.tokens + 10) * model.adapter.kv_bytes_per_token
+        full = await engine.prepare(Prompt("Be brief.", "abc"), None, Sampling(10))
+        assert full.prompt_tokens == len(model.encoder.prompt("Be brief.", "abc", 1))
+        assert full.kv_bytes == (full.prompt_tokens + 10) * model.adapter.kv_bytes_per_token
 
     serving(tmp_path, 1, work)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gistkit.model import GistModel
-from gistkit.serving.engine import Delta, Prompt, Sampling
+from gistkit.serving.engine import Prompt, Sampling, StreamChunk
 from gistkit.serving.vllm.engine import Vllm
 from gistkit.serving.vllm.tokenizer_model import hollow
 from gistkit.store import GistStore
@@ -63,8 +63,9 @@ def serving(
 
 async def ask(
     engine: Vllm, text: str, sampling: Sampling, *, instruction: str = "", **more: Any
-) -> list[Delta]:
+) -> list[StreamChunk]:
     """All there is to say to one input, from the instruction's gist where there is one."""
     id, gist = await engine.compress(instruction) if instruction else ("", None)
-    pieces = engine.answer(Prompt("", text), gist, sampling, id=id, **more)
-    return [delta async for delta in pieces]
+    whole = more.pop("whole", False)
+    prepared = await engine.prepare(Prompt("", text), gist, sampling, gist_id=id, **more)
+    return [chunk async for chunk in engine.stream(prepared, whole=whole)]

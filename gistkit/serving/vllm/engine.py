@@ -1,7 +1,7 @@
 """The engine behind the HTTP front that has vLLM servers answer; see the package.
 
 Instructions are compressed by vLLM, which keeps the gists in the store that all share; or here,
-where the model's weights are in this process (`Local`).
+where the model's weights are in this process (`GistJobs`).
 """
 
 import asyncio
@@ -18,14 +18,21 @@ from gistkit.errors import (
 from gistkit.gist import Gist, instruction_hash
 from gistkit.model import GistModel
 from gistkit.models.inputs import check_numbers
-from gistkit.serving.engine import Delta, Engine, Prompt, Sampling, Size
-from gistkit.serving.local import Local, aside
-from gistkit.serving.single_flight import Once
+from gistkit.serving.engine import (
+    Engine,
+    Prepared,
+    Prompt,
+    Sampling,
+    StreamChunk,
+    in_thread_if_long,
+)
+from gistkit.serving.transformers_engine import GistJobs
 from gistkit.serving.vllm.client import UNTRIED, Endpoint, Facts, client_of
 from gistkit.serving.vllm.handshake import check_same, shows_compressing, shows_reading
 from gistkit.serving.vllm.jobs import Asking
 from gistkit.serving.vllm.router import Balancer
 from gistkit.serving.vllm.watch import Watch
+from gistkit.single_flight import SingleFlight
 from gistkit.store import GistKey, GistStore
 
 MAX_WAITING = 1024
@@ -73,13 +80,12 @@ class Vllm(Engine):
         self.trained = model.config.num_gist_tokens or (model.config.default_k,)
         self._urls, self._key = list(dict.fromkeys(urls)), key
         self._max_waiting, self._max_rows = max_waiting, max_rows
-        self._asking = Asking(model, max_length=max_length, prompts=max_waiting)
+        self._asking = Asking(model, max_length=max_length)
         self.max_length = self._asking.max_length
-        self._kv_bytes_per_token = 0
-        self._once = Once(max_waiting, lambda: self._balancer.seconds_until_room())
-        self._local: Local | None = None
+        self._once = SingleFlight(max_waiting, lambda: self._balancer.seconds_until_room())
+        self._local: GistJobs | None = None
         if local:
-            self._local = Local(model, store, max_waiting=max_waiting, seconds=lambda: 1.0)
+            self._local = GistJobs(model, store, max_waiting=max_waiting, retry_after=lambda: 1.0)
         self._client: httpx2.AsyncClient | None = None
         self._balancer = Balancer([], max_rows=max_rows, max_waiting=max_waiting)
         self._watching: list[asyncio.Task[None]] = []
@@ -119,7 +125,7 @@ class Vllm(Engine):
             await self._local.stop()
 
     @property
-    def works(self) -> bool:
+    def healthy(self) -> bool:
         """Whether a server is there."""
         return self._balancer.up > 0
 
@@ -133,16 +139,18 @@ class Vllm(Engine):
                 raise SaveError("the gist could not be kept, so vLLM cannot read it; free space")
         else:
             k = self.model.check_k(num_gist_tokens)
-            key = await aside(len(instruction), lambda: GistKey.of(self.model, instruction, k))
-            gist = await self._once.run(
+            key = await in_thread_if_long(
+                len(instruction), lambda: GistKey.of(self.model, instruction, k)
+            )
+            gist = await self._once.wait(
                 key.id, lambda: asyncio.ensure_future(self._made(key, instruction))
             )
             id = key.id
-        self._kv_bytes_per_token = gist.num_bytes // gist.num_tokens
+        self._asking.kv_bytes_per_token = gist.num_bytes // gist.num_tokens
         return id, gist
 
     async def measure(
-        self, id: str, instruction: str, probes: Sequence[str]
+        self, gist_id: str, instruction: str, probes: Sequence[str]
     ) -> Mapping[str, object]:
         """See `Engine.measure` (raises OptionError where the weights are not here)."""
         if self._local is None:
@@ -150,48 +158,42 @@ class Vllm(Engine):
                 "this server does not have the model's weights, so it cannot measure a gist; use "
                 "`gistkit check --store`, or start it with --compressor transformers"
             )
-        return await self._local.measure(id, instruction, probes)
+        return await self._local.measure(gist_id, instruction, probes)
 
-    def size(self, prompt: Prompt, gist: Gist | None, sampling: Sampling) -> Size:
-        """See `Engine.size`."""
-        request = self._asking.request(prompt, gist, sampling)
-        each = self._kv_bytes_per_token if gist is None else gist.num_bytes // gist.num_tokens
-        return Size(
-            tokens=request.kept + len(request.ids),
-            cached=request.kept,
-            kv_bytes=request.columns * each,
-        )
-
-    async def answer(
+    async def prepare(
         self,
         prompt: Prompt,
         gist: Gist | None,
         sampling: Sampling,
         *,
         client: str = "",
-        id: str = "",
-        whole: bool = False,
-    ) -> AsyncGenerator[Delta, None]:
-        """See `Engine.answer`."""
-        request = await aside(
-            prompt.characters, lambda: self._asking.request(prompt, gist, sampling, client)
+        gist_id: str = "",
+        fit: bool = False,
+    ) -> Prepared:
+        """See `Engine.prepare`."""
+        return await self._asking.prepare(
+            prompt, gist, sampling, client=client, gist_id=gist_id, fit=fit
         )
-        if gist is not None:
-            what = id
-        else:
-            what = instruction_hash(prompt.instruction) if prompt.instruction else ""
-        jobs = self._asking.jobs(request, id, what, whole=whole)
+
+    async def stream(
+        self, prepared: Prepared, *, whole: bool = False
+    ) -> AsyncGenerator[StreamChunk, None]:
+        """See `Engine.stream`."""
+        what = prepared.gist_id
+        if prepared.instruction:
+            what = instruction_hash(prepared.instruction)
+        jobs = self._asking.jobs(prepared, what, whole=whole)
         self._balancer.submit(jobs)
         try:
-            left = sampling.n
+            left = prepared.sampling.n
             while left:
-                said = await request.out.get()
-                if isinstance(said, UnavailableError) and gist is not None:
-                    await self._check_kept(id)
-                if isinstance(said, Exception):
-                    raise said
-                left -= said.finish is not None
-                yield said
+                chunk = await jobs[0].chunks.get()
+                if isinstance(chunk, UnavailableError) and prepared.gist is not None:
+                    await self._check_kept(prepared.gist_id)
+                if isinstance(chunk, Exception):
+                    raise chunk
+                left -= chunk.finish is not None
+                yield chunk
         finally:
             for job in jobs:
                 self._balancer.cancel(job)
@@ -234,7 +236,7 @@ class Vllm(Engine):
         else:
             id, gist = await self._local.compress(SAMPLE)
             await shows_reading(endpoint, self._asking, id, gist)
-        self._kv_bytes_per_token = gist.num_bytes // gist.num_tokens
+        self._asking.kv_bytes_per_token = gist.num_bytes // gist.num_tokens
         length = min(facts.max_length, self.max_length or facts.max_length)
         self.max_length = self._asking.max_length = length
         return facts
@@ -249,7 +251,7 @@ class Vllm(Engine):
         try:
             finished = False
             while not finished:
-                said = await job.out.get()
+                said = await job.chunks.get()
                 if isinstance(said, Exception):
                     raise said
                 finished = said.finish is not None

@@ -9,6 +9,7 @@ the same.
 import asyncio
 import secrets
 from contextlib import suppress
+from dataclasses import replace
 
 from gistkit.errors import PromptError, SaveError
 from gistkit.gist import Gist
@@ -63,13 +64,14 @@ async def shows_compressing(
 
 async def shows_reading(endpoint: Endpoint, asking: Asking, id: str, gist: Gist) -> None:
     """Have a server answer from this stored gist, and from none (raises EndpointError)."""
-    request = asking.request(Prompt("", "a"), gist, Sampling(1))
+    prepared = await asking.prepare(Prompt("", "a"), gist, Sampling(1), gist_id=id)
     try:
-        await _done(endpoint, *asking.jobs(request, NOBODY, "", whole=True))
+        nothing = replace(prepared, gist_id=NOBODY)
+        await _done(endpoint, *asking.jobs(nothing, "", whole=True))
     except BrokenError:
         raise
     except (EndpointError, PromptError):
-        await _done(endpoint, *asking.jobs(request, id, "", whole=True))
+        await _done(endpoint, *asking.jobs(prepared, "", whole=True))
         return
     raise StrangerError("it answered from a gist that does not exist: it has no connector of ours")
 

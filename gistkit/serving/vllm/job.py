@@ -1,6 +1,6 @@
 """One answer on its way through vLLM: what is asked, and what of it has been told.
 
-    Job.body ──> server ── Said ──> Job.take ──> Deltas ──> Job.out
+    Job.body ──> server ── Said ──> Job.take ──> chunks ──> Job.chunks
 
 Greedy answers to one prompt are all the same: one job is told `copies` times.
 """
@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gistkit.serving.engine import Delta
-from gistkit.serving.requests import Answer, Request
+from gistkit.serving.engine import StreamChunk
+from gistkit.serving.sampling import Sequence
+from gistkit.serving.scheduler import Request
 from gistkit.serving.vllm.client import Endpoint
 from gistkit.serving.vllm.wire import Said
 
@@ -33,16 +34,16 @@ class Job(Request):
     """
 
     body: Mapping[str, Any]
-    make: Callable[["Job"], Answer]
+    make: Callable[["Job"], Sequence]
     index: int = 0
     copies: int = 1
     what: str = ""
     whole: bool = False
-    answer: Answer = field(init=False)
+    answer: Sequence = field(init=False)
     told: bool = False
     task: "asyncio.Task[None] | None" = None
     endpoint: Endpoint | None = None
-    _held: list[Delta] = field(default_factory=list)
+    _held: list[StreamChunk] = field(default_factory=list)
     _marked: bool = False
 
     def __post_init__(self) -> None:
@@ -56,15 +57,15 @@ class Job(Request):
 
     def take(self, said: Said) -> None:
         """More of the answer; what comes behind its end is left out."""
-        likeliest = 1 + (self.sampling.logprobs or 0)
+        likeliest = 1 + (self.prepared.sampling.logprobs or 0)
         new = []
         for place, token in enumerate(said.tokens):
             if self.answer.done:
                 break
             likely = said.likely[place][:likeliest] if said.likely else ()
-            delta = self.answer.take(token, likely)
-            if delta is not None:
-                new.append(delta)
+            chunk = self.answer.append(token, likely)
+            if chunk is not None:
+                new.append(chunk)
         if self.whole:
             self._held += new
             new = []
@@ -72,8 +73,8 @@ class Job(Request):
                 new = self._held
             elif not self._marked:  # so that it is known when the first token came
                 self._marked = True
-                self.out.put_nowait(Delta(self.index, "", 0))
+                self.chunks.put_nowait(StreamChunk(self.index, "", 0))
         self.told = self.told or bool(new)
-        for delta in new:
+        for chunk in new:
             for copy in range(self.copies):
-                self.out.put_nowait(replace(delta, index=self.index + copy))
+                self.chunks.put_nowait(replace(chunk, index=self.index + copy))

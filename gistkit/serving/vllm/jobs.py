@@ -13,61 +13,72 @@ from typing import Any
 from gistkit.fidelity.reading import end_tokens
 from gistkit.gist import instruction_hash
 from gistkit.model import GistModel
-from gistkit.serving.engine import Sampling
-from gistkit.serving.prepare import Reader
-from gistkit.serving.requests import Answer, Request
+from gistkit.serving.engine import Prepared, Preparer, Sampling
+from gistkit.serving.sampling import Sequence
+from gistkit.serving.scheduler import Request
 from gistkit.serving.vllm.identity import Identity
 from gistkit.serving.vllm.job import Job
 from gistkit.serving.vllm.wire import body_of
 from gistkit.store import GistKey
 
 
-class Asking(Reader):
+class Asking(Preparer):
     """One model's way of asking.
 
     Args:
         model: a `Hollow` one will do.
-        max_length, prompts: as `Reader`.
+        max_length: as `Preparer`.
 
     Attributes:
         max_length: servers may allow less.
         identity: under its name servers are asked.
     """
 
-    def __init__(self, model: GistModel, *, max_length: int | None, prompts: int) -> None:
-        super().__init__(model, max_length=max_length, prompts=prompts)
+    def __init__(self, model: GistModel, *, max_length: int | None) -> None:
+        super().__init__(model, max_length=max_length)
         self.identity = Identity.of(model)
         self._ends = end_tokens(model)
 
-    def jobs(self, request: Request, id: str, what: str, *, whole: bool) -> list[Job]:
+    def jobs(self, prepared: Prepared, what: str, *, whole: bool) -> list[Job]:
         """What servers are asked: once for all greedy answers, once for each drawn one.
 
         Args:
-            id: of the request's gist, where it has one.
             what: gist or instruction that a server would better have at hand.
         """
-        errand = None if request.gist is None else {"gist": id}
-        greedy = request.sampling.temperature == 0
+        errand = None if prepared.gist is None else {"gist": prepared.gist_id}
+        sampling, request = prepared.sampling, Request(prepared)
+        greedy = sampling.temperature == 0
         return [
             self._job(
                 request,
-                [self._model.gist_id] * request.kept + request.ids,
+                [self._model.gist_id] * prepared.num_cached + prepared.ids,
                 errand,
                 index=index,
-                copies=request.sampling.n if greedy else 1,
+                copies=sampling.n if greedy else 1,
                 what=what,
                 whole=whole,
             )
-            for index in range(1 if greedy else request.sampling.n)
+            for index in range(1 if greedy else sampling.n)
         ]
 
     def to_compress(self, key: GistKey, instruction: str) -> Job:
         """Have a gist made and kept in the store (raises PromptError: it is too long)."""
         ids = [*key.tokens, *[self._model.gist_id] * key.num_tokens]
-        request = Request(ids, None, Sampling(1), "")
-        self.check_length(request.columns)
+        self.check_length(len(ids) + 1)
+        prepared = Prepared(
+            ids=ids,
+            gist=None,
+            gist_id="",
+            instruction=instruction,
+            sampling=Sampling(1),
+            client="",
+            num_cached=0,
+            prompt_tokens=len(ids),
+            total_tokens=len(ids) + 1,
+            kv_bytes=0,
+        )
         errand = {"compress": key.to_json(), "instruction_sha256": instruction_hash(instruction)}
-        return self._job(request, ids, errand, whole=True)
+        return self._job(Request(prepared), ids, errand, whole=True)
 
     def _job(
         self,
@@ -80,22 +91,20 @@ class Asking(Reader):
         copies: int = 1,
         what: str = "",
     ) -> Job:
-        seed = request.sampling.seed
+        sampling = request.prepared.sampling
+        seed = sampling.seed
         body = body_of(
             self.identity.name,
             ids,
-            request.sampling,
+            sampling,
             seed=None if seed is None else (seed + index) % 2**63,  # -1 would be none at all
             ends=self._ends,
             whole=whole,
             errand=errand,
         )
         return Job(
-            ids=request.ids,
-            gist=request.gist,
-            sampling=request.sampling,
-            client=request.client,
-            out=request.out,
+            prepared=request.prepared,
+            chunks=request.chunks,
             body=body,
             make=self._begin,
             index=index,
@@ -104,12 +113,5 @@ class Asking(Reader):
             whole=whole,
         )
 
-    def _begin(self, job: Job) -> Answer:
-        decode = self._model.tokenizer.decode
-        return Answer(
-            job,
-            job.index,
-            decode=lambda ids: str(decode(ids, skip_special_tokens=True)),
-            name=lambda ids: str(decode(ids)),
-            ends=frozenset(self._ends),
-        )
+    def _begin(self, job: Job) -> Sequence:
+        return Sequence(job, job.index, self._model.tokenizer, frozenset(self._ends))

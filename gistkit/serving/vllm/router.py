@@ -1,6 +1,6 @@
 """Which server answers what: the least loaded of those that have the gist at hand.
 
-    submit ──> Waiting ── room on a server ──> its answer is read ──> Job.out
+    submit ──> FairQueue ── room on a server ──> its answer is read ──> Job.chunks
 
 A server has at hand what it was asked for lately; one with much less to do is preferred all the
 same, and then has it, too. What fails before anybody saw a piece of it begins anew, once, on
@@ -9,18 +9,16 @@ another server.
 
 import asyncio
 import logging
-import time
-from collections import deque
 from collections.abc import Sequence
 from contextlib import aclosing
 from functools import partial
 
-from gistkit.errors import BusyError, GistkitError, UnavailableError
-from gistkit.serving.queue import Waiting
-from gistkit.serving.single_flight import STOPPED
+from gistkit.errors import GistkitError, UnavailableError
+from gistkit.serving.scheduler import FairQueue, Throughput
 from gistkit.serving.vllm.client import Endpoint
 from gistkit.serving.vllm.job import Job
 from gistkit.serving.vllm.wire import BrokenError, EndpointError, StrangerError
+from gistkit.single_flight import STOPPED
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +30,6 @@ GRACE = 5.0
 
 NOBODY = "no vLLM server is there at the moment; ask again in a while"
 FAILED = "the engine failed at this request; ask again"
-RECENT = 64  # answers whose ends say how quick things are
-LONGEST_WAIT = 60.0  # seconds that anybody is told to stay away
 
 
 class Balancer:
@@ -53,9 +49,9 @@ class Balancer:
         self.endpoints = endpoints
         self.retried = self.tokens = 0
         self._max_rows, self._most = max_rows, max_waiting
-        self._waiting = Waiting(max_waiting)
+        self._waiting = FairQueue[Job]()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ended: deque[float] = deque(maxlen=RECENT)
+        self._throughput = Throughput()
         self._came = asyncio.Condition()
         self._stopped = False
 
@@ -86,11 +82,7 @@ class Balancer:
         if self._all_gone:
             raise UnavailableError(NOBODY)
         if len(self._waiting) + len(jobs) > self._most:
-            seconds = self.seconds_until_room()
-            raise BusyError(
-                f"{len(self._waiting)} requests are waiting already; ask again in {seconds:.0f} s",
-                seconds,
-            )
+            raise self._throughput.busy(len(self._waiting))
         for job in jobs:
             self._waiting.push(job)
         self._serve()
@@ -105,7 +97,7 @@ class Balancer:
         """A server is back, or gone."""
         if self._all_gone:
             for request in self._waiting.clear():
-                request.out.put_nowait(UnavailableError(NOBODY))
+                request.chunks.put_nowait(UnavailableError(NOBODY))
         self._serve()
         async with self._came:
             self._came.notify_all()
@@ -114,17 +106,14 @@ class Balancer:
         """End all that runs and waits with an UnavailableError."""
         self._stopped = True
         for request in self._waiting.clear():
-            request.out.put_nowait(UnavailableError(STOPPED))
+            request.chunks.put_nowait(UnavailableError(STOPPED))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def seconds_until_room(self) -> float:
         """How long the queue takes, going by the last answers."""
-        if len(self._ended) < 2:
-            return 1.0
-        each = (self._ended[-1] - self._ended[0]) / (len(self._ended) - 1)
-        return min(max(1.0, each * (1 + self.waiting)), LONGEST_WAIT)
+        return self._throughput.seconds_until_room(self.waiting)
 
     @property
     def _all_gone(self) -> bool:
@@ -133,11 +122,10 @@ class Balancer:
     def _serve(self) -> None:
         """Give jobs to servers, as long as there is room."""
         for request in self._waiting.in_turn():
-            assert isinstance(request, Job)
             endpoint = self._pick(request)
             if endpoint is None:
                 return
-            self._waiting.serve([request])
+            self._waiting.take([request])
             self._give(request, endpoint)
             request.task = asyncio.create_task(self._work(request, endpoint))
             self._tasks.add(request.task)
@@ -193,16 +181,16 @@ class Balancer:
                 except EndpointError as second:
                     self._note(other, second)
                     raise _over(job, second) from second
-            self._ended.append(time.monotonic())
+            self._throughput.record()
         except asyncio.CancelledError:
             if self._stopped and not job.cancelled:
-                job.out.put_nowait(UnavailableError(STOPPED))
+                job.chunks.put_nowait(UnavailableError(STOPPED))
             raise
         except GistkitError as error:
-            job.out.put_nowait(error)
+            job.chunks.put_nowait(error)
         except Exception:
             log.exception("a job failed")
-            job.out.put_nowait(UnavailableError(FAILED))
+            job.chunks.put_nowait(UnavailableError(FAILED))
 
     async def _read(self, job: Job, endpoint: Endpoint) -> None:
         """Read an answer; whoever sees that the server is gone cancels `endpoint.readings`."""

@@ -19,7 +19,7 @@ from gistkit.gist import Gist, Provenance
 from gistkit.integrations.config import ConnectorConfig, connector_config
 from gistkit.integrations.requests import Load, Save, parse_request
 from gistkit.model import GistModel
-from gistkit.serving.vllm.identity import Identity
+from gistkit.serving.vllm.handshake import Identity
 from gistkit.store import GistStore
 
 LENGTH = 400  # tokens: less than the model could place

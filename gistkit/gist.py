@@ -6,28 +6,45 @@ short. What the tensors mean is known to the model's adapter; here they only sha
     every tensor is [B, ..., K, ·]: row b belongs to prompt b, the last but one axis to its tokens.
 
 Rows of fewer tokens are padded on the left, so a gist of one token and one of ten fit in a batch.
+
+A gist file is safetensors whose metadata holds one JSON header with the SHA-256 of the whole file:
+
+    8 bytes: n | n bytes of JSON: {"__metadata__": {"gist": header}, name: entry, ...} | tensors
+
+Files come from anywhere. All sizes are checked against each other before memory is taken; tensors
+are views of the mapped file; a change of any bit is noticed, of the padding and the digest too.
 Knows nothing about models or tokenizers.
 
 Shapes: B batch, K tokens kept (the longest row), H heads, D head size, N layers.
 """
 
 import hashlib
+import json
+import math
 import operator
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from gistkit.errors import GistFileError, GistMismatchError
 from gistkit.files import write_bytes
-from gistkit.gistfile import GistFile, damaged, pack
 
 FORMAT_VERSION = 1
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FIELD = "gist"
+BLANK = "0" * 64
+MAX_HEADER = 2**24
+"""Bytes; reading JSON takes many times its size."""
+
+PathLike = str | os.PathLike[str]
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -38,7 +55,7 @@ class Provenance:
     Attributes:
         instruction_sha256: of the instruction's text.
         instruction_tokens: P.
-        fidelity: what `gistkit.fidelity` measured, as JSON; None: nobody has.
+        fidelity: what `gistkit.fidelity` measured, as JSON; None where it was not measured.
     """
 
     instruction_sha256: str
@@ -65,7 +82,6 @@ class Prefix:
     template: str
 
     def __len__(self) -> int:
-        """B, the number of prompts."""
         return len(self.lengths)
 
     @property
@@ -91,34 +107,33 @@ class Prefix:
     @property
     def mask(self) -> Tensor:
         """[B, K] int64: 1 where a row has a token, 0 where it is padded on the left."""
-        places = torch.arange(self.num_tokens, device=self.device)
+        columns = torch.arange(self.num_tokens, device=self.device)
         lengths = torch.tensor(self.lengths, device=self.device)
-        return (places >= self.num_tokens - lengths[:, None]).long()
+        return (columns >= self.num_tokens - lengths[:, None]).long()
 
     def __repr__(self) -> str:
-        kept = "1 token" if self.num_tokens == 1 else f"{self.num_tokens} tokens"
+        tokens = "1 token" if self.num_tokens == 1 else f"{self.num_tokens} tokens"
         return (
-            f"<{type(self).__name__}: {len(self)} of {kept}, {self.num_bytes} bytes, "
+            f"<{type(self).__name__}: {len(self)} of {tokens}, {self.num_bytes} bytes, "
             f"{str(self.dtype).removeprefix('torch.')} on {self.device}, "
             f"model {self.model[:12]}, template {self.template}>"
         )
 
     def __getitem__(self, index: int) -> Self:
         """Row `index` as a batch of one, without padding."""
-        place = operator.index(index)
-        if not -len(self) <= place < len(self):
-            raise IndexError(f"gist {place} of {len(self)}")
-        row = place % len(self)
-        kept = self.lengths[row]
-        tensors = {n: t[row : row + 1, ..., -kept:, :].clone() for n, t in self.tensors.items()}
-        return replace(self, tensors=tensors, lengths=(kept,), provenance=(self.provenance[row],))
+        number = operator.index(index)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"gist {number} of {len(self)}")
+        row = number % len(self)
+        length = self.lengths[row]
+        tensors = {n: t[row : row + 1, ..., -length:, :].clone() for n, t in self.tensors.items()}
+        return replace(self, tensors=tensors, lengths=(length,), provenance=(self.provenance[row],))
 
     def __iter__(self) -> Iterator[Self]:
-        """The rows, one by one."""
         return (self[row] for row in range(len(self)))
 
     def select(self, rows: Tensor) -> Self:
-        """The rows with these numbers [R], in this order, repeated where a number is."""
+        """The rows with these numbers [R], in this order; a number may occur several times."""
         numbers = rows.tolist()
         lengths = tuple(self.lengths[i] for i in numbers)
         return replace(
@@ -208,17 +223,17 @@ class Prefix:
 class Gist(Prefix):
     """B compressed prompts. Make one with `GistModel.compress`; it is one safetensors file on disk.
 
-    The file's metadata holds one JSON text under "gist": format version, the model's fingerprint,
-    the template, lengths, provenance, and the SHA-256 of the whole file with that digest blanked.
+    The header of its file: format version, the model's fingerprint, the template, lengths,
+    provenance, and the SHA-256 of the whole file with that digest blanked.
     """
 
     def to_bytes(self, *, entry: Mapping[str, Any] | None = None) -> bytes:
-        """The bytes of its file. `entry` is kept in the header: what a store knows of the gist."""
+        """The bytes of its file. `entry`, what a store knows of the gist, goes into the header."""
         header = self.header()
         return pack(header if entry is None else {**header, "entry": entry}, self.tensors)
 
     def header(self) -> dict[str, Any]:
-        """What its file says of it, beside the digest; values of JSON."""
+        """The header of its file without the digest; values of JSON."""
         return {
             "format_version": FORMAT_VERSION,
             "model": self.model,
@@ -233,7 +248,7 @@ class Gist(Prefix):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> "Gist":
-        """Read a file that `save` wrote. Which model made it is checked where it is used.
+        """Read a file that `save` wrote. Which model made it is checked when it is used.
 
         Raises:
             GistFileError: no such file, not a gist, another format version, truncated, or changed
@@ -248,7 +263,7 @@ class Gist(Prefix):
         return cls.from_file(GistFile.of(data, name))
 
     @classmethod
-    def from_file(cls, file: GistFile) -> "Gist":
+    def from_file(cls, file: "GistFile") -> "Gist":
         """Check an open file, its digest last, and look at its tensors where they are.
 
         Raises:
@@ -265,14 +280,197 @@ class Gist(Prefix):
         )
 
 
+def pack(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """The bytes of a file; the digest is added to `header`."""
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    # nothing that sorts before the digest may read like a blank one
+    text = json.dumps({**header, "digest": BLANK}, sort_keys=True)
+    blank = save(contiguous, metadata={FIELD: text})
+    digest = hashlib.sha256(blank).hexdigest()
+    return blank.replace(BLANK.encode(), digest.encode(), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class GistFile:
+    """A file's bytes, whose front was read and whose sizes fit; the digest is not yet checked.
+
+    Attributes:
+        path: where it came from, for messages.
+        data: [n] uint8, all of it.
+        front: the first bytes, up to the tensors.
+        header: what was given to `pack`, with its digest; nothing in it is checked.
+        entries: of each tensor: dtype, shape, first byte, byte behind its last.
+    """
+
+    path: str
+    data: Tensor
+    front: bytes
+    header: Mapping[str, Any]
+    entries: Mapping[str, "_Entry"]
+
+    @classmethod
+    def open(cls, path: PathLike, *, follow_symlinks: bool = True) -> "GistFile":
+        """Map a file. No descriptor stays open, and tensors are read when they are used.
+
+        Change such files by renaming only: what is cut from a mapped file kills its readers.
+
+        Raises:
+            GistFileError: no such file, not a gist file, or its sizes do not fit.
+        """
+        try:
+            data = map_bytes(path, follow_symlinks=follow_symlinks)
+        except FileNotFoundError as error:
+            raise GistFileError(
+                f"no gist file at {path}; compress an instruction and save its gist"
+            ) from error
+        except OSError as error:
+            raise GistFileError(f"no gist file at {path}: {error.strerror or error}") from error
+        return cls.of(data, path)
+
+    @classmethod
+    def of(cls, data: Tensor | bytes, path: PathLike, *, size: int | None = None) -> "GistFile":
+        """Read the front of a file's bytes.
+
+        Args:
+            data: all of them ([n] uint8 where they are a tensor), or at least the front.
+            path: for messages.
+            size: of the whole file, where `data` is less than it.
+
+        Raises:
+            GistFileError: not a gist file, or its sizes do not fit.
+        """
+        if isinstance(data, bytes):
+            data = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)
+        size = len(data) if size is None else size
+        front, entries, text = _read_front(data, path)
+        if text is None:
+            raise GistFileError(f"{path} is not a gist file; compress an instruction and save it")
+        end = len(front)
+        for *_, first, last in sorted(entries.values(), key=lambda entry: entry[2:]):
+            if first != end:
+                raise damaged(path, "its tensors overlap, or leave holes")
+            end = last
+        if end != size:
+            raise damaged(path, "its tensors and its length do not fit")
+        try:
+            header = json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise damaged(path, "its header cannot be read") from error
+        if not isinstance(header, dict):
+            raise damaged(path, "its header cannot be read")
+        return cls(os.fspath(path), data, front, header, entries)
+
+    def check_digest(self) -> None:
+        """Raise GistFileError if any bit has changed since `pack`. Reads the whole file."""
+        digest = self.header.get("digest")
+        try:
+            start = self.front.index(digest.encode("ascii"))  # type: ignore[union-attr]
+        except (AttributeError, ValueError):
+            raise damaged(self.path, "it has no digest") from None
+        assert isinstance(digest, str)
+        sha = hashlib.sha256(self.front[:start])
+        sha.update(BLANK.encode())
+        sha.update(self.front[start + len(BLANK) :])
+        sha.update(self.data[len(self.front) :].numpy().data)
+        if sha.hexdigest() != digest:
+            raise damaged(self.path, "its digest does not match its contents")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, as views of `data`."""
+        found = {}
+        for name, (dtype, shape, first, last) in self.entries.items():
+            part = self.data[first:last]
+            # files of gistkit are aligned; others need not be
+            part = part.clone() if first % dtype.itemsize else part
+            found[name] = part.view(dtype).reshape(shape)
+        return found
+
+
+def map_bytes(path: PathLike, *, follow_symlinks: bool = True) -> Tensor:
+    """A file's bytes [n] uint8, mapped privately and read when they are used.
+
+    Raises:
+        OSError: no such file, no regular one (IsADirectoryError), or it cannot be read.
+    """
+    found = Path(path).stat(follow_symlinks=follow_symlinks)
+    if not stat.S_ISREG(found.st_mode):
+        raise IsADirectoryError(f"{path} is no regular file")
+    if not found.st_size:
+        return torch.empty(0, dtype=torch.uint8)
+    try:
+        return torch.from_file(os.fspath(path), False, found.st_size, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+
+
+def front_length(first: bytes) -> int:
+    """How many bytes to read for `GistFile.of(..., size=)`, from a file's first eight."""
+    return 8 + min(int.from_bytes(first[:8], "little"), MAX_HEADER)
+
+
+def damaged(path: PathLike, why: str) -> GistFileError:
+    return GistFileError(f"{path} is damaged ({why}); compress the instruction again")
+
+
+_Entry = tuple[torch.dtype, tuple[int, ...], int, int]
+
+
+def _read_front(data: Tensor, path: PathLike) -> tuple[bytes, dict[str, _Entry], str | None]:
+    length = int.from_bytes(data[:8].numpy().tobytes(), "little")
+    start = 8 + length
+    if len(data) < 8 or start > len(data):
+        raise damaged(path, "it is cut off")
+    if length > MAX_HEADER:
+        raise damaged(path, f"a header of {length} bytes")
+    front = data[:start].numpy().tobytes()
+    try:
+        described = json.loads(front[8:])
+        metadata = described.pop("__metadata__", {})
+        return front, {n: _entry(v, start) for n, v in described.items()}, metadata.get(FIELD)
+    except _SizeError as error:
+        raise damaged(path, str(error)) from error
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(path, "its header cannot be read") from error
+
+
+def _entry(value: Any, start: int) -> _Entry:
+    dtype, shape, (first, last) = value["dtype"], value["shape"], value["data_offsets"]
+    if dtype not in DTYPES:
+        raise _SizeError("tensors that are not floating point")
+    if not all(type(n) is int and n >= 0 for n in (*shape, first, last)):
+        raise _SizeError(f"shape {str(shape)[:80]}")
+    if math.prod(shape) * DTYPES[dtype].itemsize != last - first:
+        raise _SizeError(f"shape {str(shape)[:80]} in {last - first} bytes")
+    return DTYPES[dtype], tuple(shape), start + first, start + last
+
+
+class _SizeError(ValueError):
+    """Sizes that do not fit each other."""
+
+
 def check_front(file: GistFile) -> Mapping[str, Any]:
     """The header of an open file, if it is a gist's and its shapes fit; the digest is not checked.
 
     Raises:
         GistFileError: it is not, or of another format version.
     """
-    header = _check_header(file.path, file.header)
-    _check_shapes(file.path, {n: place[1] for n, place in file.places.items()}, header["lengths"])
+    header = file.header
+    version = header.get("format_version")
+    if version is None:
+        raise damaged(file.path, "its header lacks fields")
+    if version != FORMAT_VERSION:
+        raise GistFileError(
+            f"{file.path} has gist format version {str(version)[:20]}, this gistkit reads "
+            f"{FORMAT_VERSION}; compress the instruction again or install a gistkit that reads it"
+        )
+    if not _has_fields(header):
+        raise damaged(file.path, "its header lacks fields")
+    lengths = header["lengths"]
+    for name, (_, shape, *_) in file.entries.items():
+        if len(shape) < 3 or shape[0] != len(lengths) or shape[-2] != max(lengths):
+            raise damaged(file.path, f"tensor {name!r} has shape {shape}")
+    if not file.entries:
+        raise damaged(file.path, "it holds no tensors")
     return header
 
 
@@ -281,24 +479,19 @@ def instruction_hash(instruction: str) -> str:
     return hashlib.sha256(instruction.encode()).hexdigest()
 
 
+def provenance_of(texts: Sequence[str], lengths: Sequence[int]) -> tuple[Provenance, ...]:
+    """Where each row of a gist comes from, given its instruction's text and length in tokens."""
+    return tuple(
+        Provenance(instruction_hash(text), n) for text, n in zip(texts, lengths, strict=True)
+    )
+
+
 def _pad_left(tensor: Tensor, width: int) -> Tensor:
     missing = width - tensor.shape[-2]
     return torch.nn.functional.pad(tensor, (0, 0, missing, 0)) if missing else tensor
 
 
-def _check_header(path: str, header: Mapping[str, Any]) -> Mapping[str, Any]:
-    version = header.get("format_version")
-    if version is None:
-        raise damaged(path, "its header lacks fields")
-    if version != FORMAT_VERSION:
-        raise GistFileError(
-            f"{path} has gist format version {str(version)[:20]}, this gistkit reads "
-            f"{FORMAT_VERSION}; compress the instruction again or install a gistkit that reads it"
-        )
-    return _check_fields(path, header)
-
-
-def _check_fields(path: str, header: Mapping[str, Any]) -> Mapping[str, Any]:
+def _has_fields(header: Mapping[str, Any]) -> bool:
     fields = {"format_version", "model", "template", "lengths", "provenance", "digest"}
     match header:
         case {
@@ -315,12 +508,12 @@ def _check_fields(path: str, header: Mapping[str, Any]) -> Mapping[str, Any]:
             and len(rows) == len(n)
             and all(_is_row(row) for row in rows)
         ):
-            return header
-    raise damaged(path, "its header lacks fields")
+            return True
+    return False
 
 
 def _row(provenance: Provenance) -> dict[str, Any]:
-    # without a fidelity that nobody measured: such files are what they were before there was one
+    # without a fidelity that was not measured: such files are what they were before there was one
     return {name: value for name, value in asdict(provenance).items() if value is not None}
 
 
@@ -334,11 +527,3 @@ def _is_row(row: object) -> bool:
                 and (not rest or (rest.keys() == {"fidelity"} and type(rest["fidelity"]) is dict))
             )
     return False
-
-
-def _check_shapes(path: str, shapes: Mapping[str, tuple[int, ...]], lengths: list[int]) -> None:
-    for name, shape in shapes.items():
-        if len(shape) < 3 or shape[0] != len(lengths) or shape[-2] != max(lengths):
-            raise damaged(path, f"tensor {name!r} has shape {shape}")
-    if not shapes:
-        raise damaged(path, "it holds no tensors")

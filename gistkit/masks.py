@@ -1,4 +1,4 @@
-"""Gist masks: one predicate over segments, rendered dense or as a flex-attention block mask.
+"""Gist masks: one predicate over segments, as a dense mask or a flex-attention block mask.
 
     ids ── segments ──> 0 before | 1 gist | 2 after ── condition ──> relabelled ── attends ──> mask
 
@@ -10,8 +10,8 @@ For a decoder it is ANDed with causality by the model, for an encoder it stands 
 not a segment: it is masked by the usual 2-D attention mask. Knows nothing about models.
 
 A packed row holds several documents, one after the other. `documents` numbers them, -1 at padding;
-segments start anew in each, and a token never sees another document. Without it a row is one
-document.
+segments are counted in each alone, and a token never sees another document. Without it a row is
+one document.
 
 Shapes: B batch, S sequence, Q queries, V keys (columns).
 """
@@ -54,6 +54,16 @@ def segments(ids: Tensor, gist_id: int, documents: Tensor | None = None) -> Tens
     return torch.where(is_gist, GIST, torch.where((seen == before) & (total > 0), BEFORE, AFTER))
 
 
+def relabelled(
+    ids: Tensor,
+    gist_id: int,
+    condition: str | Sequence[str],
+    documents: Tensor | None = None,
+) -> Tensor:
+    """Segments of `ids` [B, S] under one condition, or under one for each row or document."""
+    return relabel(segments(ids, gist_id, documents), condition, documents)
+
+
 def document_starts(documents: Tensor) -> Tensor:
     """True at the first token of each document; documents [B, S]."""
     starts = documents != documents.roll(1, dims=-1)
@@ -61,7 +71,7 @@ def document_starts(documents: Tensor) -> Tensor:
     return starts
 
 
-def positions(documents: Tensor) -> Tensor:
+def document_positions(documents: Tensor) -> Tensor:
     """Positions [B, S] counted from the start of each document."""
     index = torch.arange(documents.shape[-1], device=documents.device).expand(documents.shape)
     return index - _from_start(index, document_starts(documents))
@@ -133,7 +143,7 @@ def relabel(
         documents = torch.arange(len(labels), device=labels.device)[:, None].expand(labels.shape)
     result = labels
     for name in dict.fromkeys(condition):
-        has = torch.tensor([one == name for one in condition], device=labels.device)
+        has = torch.tensor([other == name for other in condition], device=labels.device)
         result = torch.where(has[documents.clamp(min=0)], _condition(name)(labels), result)
     return result
 
@@ -171,11 +181,11 @@ def causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
 
 
 def visible(padding: Tensor) -> MaskFunction:
-    """Columns whose 2-D attention mask `padding` [B, S] is 0 are seen by nobody."""
-    kept = padding != 0
+    """No query sees columns whose 2-D attention mask `padding` [B, S] is 0."""
+    present = padding != 0
 
     def mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return kept[batch, key]
+        return present[batch, key]
 
     return mask
 
@@ -217,8 +227,8 @@ def cross_attention(labels: Tensor, padding: Tensor) -> Tensor:
     return ((labels >= GIST) & (padding != 0)).long()
 
 
-def draw(mask: Tensor) -> str:
-    """Draw one mask [Q, V]: a line a query, `1` where it may attend and `.` where not."""
+def render(mask: Tensor) -> str:
+    """One mask as text [Q, V]: a line a query, `1` where it may attend and `.` where not."""
     return "\n".join(" ".join("1" if cell else "." for cell in row) for row in mask.tolist())
 
 
@@ -249,9 +259,9 @@ def _check_spans(is_gist: Tensor, starts: Tensor) -> None:
     broken = (spans > 1).nonzero()
     if len(broken):
         row, document = broken[0].tolist()
-        places = (is_gist[row] & (number[row] == document)).nonzero().flatten().tolist()
+        found = (is_gist[row] & (number[row] == document)).nonzero().flatten().tolist()
         where = f"row {row}" if bool(number.max() == 0) else f"row {row}, document {document}"
         raise MaskError(
-            f"{where}: gist tokens at positions {places} are not one contiguous span; "
+            f"{where}: gist tokens at positions {found} are not one contiguous span; "
             "a row may hold one span only"
         )

@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
-from math import sqrt
-from statistics import NormalDist, fmean
+from statistics import fmean
 from typing import Any, TypedDict
 
 from gistkit.errors import MissingExtraError, OptionError
+from gistkit.stats import LEVEL, wilson_interval
 
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
@@ -122,87 +122,15 @@ def exact_matches(predictions: Sequence[str], references: Sequence[str]) -> list
 
 
 def exact_match_interval(
-    predictions: Sequence[str], references: Sequence[str], *, level: float = 0.95
+    predictions: Sequence[str], references: Sequence[str], *, level: float = LEVEL
 ) -> tuple[float, float]:
     """The confidence interval of `exact_match` in percent (Wilson 1927), within 0 to 100.
 
     Raises as `exact_match` does, and OptionError if `level` is not between 0 and 1.
     """
-    _check_level(level)
-    share = exact_match(predictions, references) / 100
-    n = len(predictions)
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    center = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return 100 * max(0.0, center - half), 100 * min(1.0, center + half)
-
-
-def bootstrap_interval(
-    scores: Sequence[float], *, seed: int, samples: int = 1000, level: float = 0.95
-) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean of `scores`, the same for the same `seed`.
-
-    Each of `samples` times the scores are drawn anew with replacement. Raises OptionError if there
-    are no scores, `samples` is below 1, or `level` is not between 0 and 1.
-    """
-    import numpy  # slow to import; only this function needs it
-
-    _check_level(level)
-    if not scores:
-        raise OptionError("there are no scores to draw from; give at least one")
-    if samples < 1:
-        raise OptionError(f"samples is {samples}; give at least 1")
-    values = numpy.asarray(scores, dtype=numpy.float64)
-    draw = numpy.random.default_rng(seed).choice
-    means = [float(draw(values, size=len(values)).mean()) for _ in range(samples)]
-    low, high = numpy.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def rate_interval(
-    totals: Sequence[float],
-    counts: Sequence[float],
-    *,
-    seed: int,
-    samples: int = 1000,
-    level: float = 0.95,
-) -> tuple[float, tuple[float, float]]:
-    """The sum of `totals` over the sum of `counts` (nats a token, say), and its interval.
-
-    By the percentile bootstrap, a total and its count drawn together. Raises OptionError as
-    `bootstrap_interval` does, and where a count is not above zero or has no total.
-    """
-    import numpy
-
-    _check_level(level)
-    if len(totals) != len(counts) or not totals or min(counts) <= 0 or samples < 1:
-        raise OptionError("give at least one sample, and to each total a count above zero")
-    sums, numbers = (numpy.asarray(v, dtype=numpy.float64) for v in (totals, counts))
-    rows = numpy.random.default_rng(seed).integers(len(sums), size=(samples, len(sums)))
-    rates = sums[rows].sum(1) / numbers[rows].sum(1)
-    low, high = numpy.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
-    return float(sums.sum() / numbers.sum()), (float(low), float(high))
-
-
-def paired_difference(
-    scores: Sequence[float],
-    others: Sequence[float],
-    *,
-    seed: int,
-    samples: int = 1000,
-    level: float = 0.95,
-) -> tuple[float, tuple[float, float]]:
-    """The mean of `scores` minus that of `others`, and its interval by the paired bootstrap.
-
-    Both hold the same examples in the same order, and are drawn together: what makes an example
-    hard for both does not widen the interval. Raises OptionError as `bootstrap_interval` does, and
-    where there are not as many of one as of the other.
-    """
-    if len(scores) != len(others):
-        raise OptionError(f"{len(scores)} scores and {len(others)} others are no pairs")
-    differences = [one - other for one, other in zip(scores, others, strict=True)]
-    interval = bootstrap_interval(differences, seed=seed, samples=samples, level=level)
-    return fmean(differences), interval
+    matches = exact_matches(predictions, references)
+    low, high = wilson_interval(sum(map(bool, matches)), len(matches), level=level)
+    return 100 * low, 100 * high
 
 
 def lengths(texts: Sequence[str]) -> Lengths:
@@ -225,8 +153,3 @@ def _check_pairs(predictions: Sequence[str], references: Sequence[str]) -> None:
     if len(predictions) != len(references):
         counts = f"{len(predictions)} predictions but {len(references)} references"
         raise OptionError(f"{counts}; give one reference to each prediction")
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise OptionError(f"level is {level}; give a number between 0 and 1, such as 0.95")

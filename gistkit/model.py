@@ -11,43 +11,38 @@ Shapes: B batch, P instruction, K gist tokens, L input.
 """
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer, TextStreamer
 
-from gistkit.errors import NotAGistModelError, OptionError, PromptError
+from gistkit.errors import NotAGistModelError, OptionError, PromptError, SaveError
 from gistkit.files import write_folder, write_text
-from gistkit.gist import Gist, Prefix
+from gistkit.gist import Gist, Prefix, provenance_of
 from gistkit.models import loading
-from gistkit.models.card import model_card
 from gistkit.models.config import GistConfig
-from gistkit.models.decoding import decoding_options
 from gistkit.models.families import adapter_for
 from gistkit.models.fingerprint import fingerprint, version
-from gistkit.models.hub import upload
 from gistkit.models.inputs import (
     Text,
     as_list,
     check_device,
-    check_gist,
     check_numbers,
     counts_of,
     cut_at,
+    decoding_options,
     evaluating,
     move,
-    pad_left,
-    provenance_of,
     seeded,
     stops_of,
 )
 from gistkit.models.streaming import stream_text
-from gistkit.paper.weights.automatic import whole_model
-from gistkit.paper.weights.released import released_config
 from gistkit.prompts import GIST_TOKEN, PromptEncoder, make_template
 
 
@@ -93,10 +88,10 @@ class GistModel:
         Args:
             path_or_hub_id: a folder, a hub id, or "toy", the model in this package.
             dtype: float32 | bfloat16 | float16 (or fp32 | bf16 | fp16).
-            device: cpu | cuda | mps.
-            cache_dir: where downloads are kept.
+            device: cpu | cuda | mps, or auto: a GPU where there is one.
+            cache_dir: where downloads are stored.
             weight_diff_base: the base model, where the checkpoint is a weight diff; their sum is
-                kept beside the downloads.
+                stored beside the downloads.
 
         Raises:
             OptionError: unknown precision or device; a weight diff without its base.
@@ -104,22 +99,14 @@ class GistModel:
             NotAGistModelError: a plain model; `from_base` makes one of it.
             UnsupportedModelError: a family for which gists are not exact.
         """
-        parsed, place = loading.parse_dtype(dtype), check_device(device)
-        path = loading.resolve(os.fspath(path_or_hub_id))
-        path = whole_model(path, weight_diff_base, cache_dir=cache_dir)
-        model_config = loading.load_config(path, cache_dir=cache_dir)
-        tokenizer = loading.load_tokenizer(path, cache_dir=cache_dir)
-        config = loading.load_gist_config(path, cache_dir=cache_dir) or released_config(path)
-        if GIST_TOKEN not in tokenizer.get_vocab():
-            raise NotAGistModelError(
-                f"{path} is not a gist model: its tokenizer has no {GIST_TOKEN}; train it first "
-                "(gistkit train), or start from it with GistModel.from_base"
-            )
-        hf_model = loading.load_model(path, model_config, dtype=parsed, cache_dir=cache_dir)
-        move(hf_model, place)
-        if config is None:
-            config = GistConfig(template=adapter_for(hf_model).default_template)
-        return cls(hf_model, tokenizer, config)
+        parts = loading.load_gist_model(
+            os.fspath(path_or_hub_id),
+            dtype=dtype,
+            device=device,
+            cache_dir=cache_dir,
+            weight_diff_base=weight_diff_base,
+        )
+        return cls(*parts)
 
     @classmethod
     def from_base(
@@ -133,16 +120,17 @@ class GistModel:
         device: str | torch.device = "cpu",
         cache_dir: str | None = None,
     ) -> "GistModel":
-        """Make a gist model of a plain one: adds `<GIST>`; what it means must still be trained.
+        """Make a gist model of a plain one: adds `<GIST>`, which must then be trained.
 
         Args:
             path_or_model: a folder, a hub id, or a loaded model. That one needs its `tokenizer`;
                 both are changed in place, and `dtype` is the model's own.
-            num_gist_tokens: k, or all the k it is going to be trained for.
+            num_gist_tokens: k, or all the k it will be trained for.
             template: "decoder", "encoder-decoder" or "chat"; default: the family's published one.
+
         Raises: as `from_pretrained`.
         """
-        ks, place = counts_of(num_gist_tokens), check_device(device)
+        ks, target = counts_of(num_gist_tokens), check_device(device)
         if isinstance(path_or_model, PreTrainedModel):
             if not isinstance(tokenizer, PreTrainedTokenizerBase):
                 raise OptionError("a loaded model needs its tokenizer: from_base(model, tokenizer)")
@@ -160,7 +148,7 @@ class GistModel:
             tokenizer.pad_token = tokenizer.eos_token
         loading.add_gist_token(hf_model, tokenizer)
         config = GistConfig(num_gist_tokens=ks, template=name, base_model=base)
-        return cls(move(hf_model, place), tokenizer, config)
+        return cls(move(hf_model, target), tokenizer, config)
 
     @property
     def device(self) -> torch.device:
@@ -168,15 +156,22 @@ class GistModel:
         return self.hf_model.device
 
     @property
+    def end_tokens(self) -> list[int]:
+        """Ids that end an answer: the generation config's, or else the tokenizer's."""
+        ids = self.hf_model.generation_config.eos_token_id
+        ids = self.tokenizer.eos_token_id if ids is None else ids
+        return list(ids) if isinstance(ids, list | tuple) else [] if ids is None else [int(ids)]
+
+    @property
     def fingerprint(self) -> str:
-        """Identifies the weights; gists carry it. Taken anew when the weights have changed."""
+        """Identifies the weights; gists carry it. Computed again when the weights have changed."""
         now = version(self.hf_model)
         if self._fingerprint is None or self._fingerprint[0] != now:
             self._fingerprint = (now, fingerprint(self.hf_model))
         return self._fingerprint[1]
 
     def weights_changed(self) -> None:
-        """Have the fingerprint taken anew: fused optimizers change weights without a trace."""
+        """Have the fingerprint computed again: fused optimizers change weights unnoticed."""
         self._fingerprint = None
 
     def compress(
@@ -186,7 +181,7 @@ class GistModel:
         num_gist_tokens: int | None = None,
         allow_untrained: bool = False,
     ) -> Gist:
-        """Squeeze each instruction into the activations of k gist tokens.
+        """Compress each instruction into the activations of k gist tokens.
 
         Args:
             instructions: one, or B of any lengths; computed in one batch.
@@ -201,32 +196,32 @@ class GistModel:
             PromptError: an instruction is empty, too long, or holds `<GIST>`.
         """
         k = self.check_k(num_gist_tokens, allow_untrained=allow_untrained)
-        texts = as_list(instructions, "instruction")
-        ids, padding, lengths = self._instructions(texts, k)
+        texts, rows = self._instructions(instructions, k)
+        ids, padding = self.pad(rows)
         with evaluating(self.hf_model):
             tensors = self.adapter.compress(ids, padding, k)
         return Gist(
             tensors=tensors,
             lengths=(k,) * len(texts),
-            provenance=provenance_of(texts, [n - k for n in lengths]),
+            provenance=provenance_of(texts, [len(row) - k for row in rows]),
             model=self.fingerprint,
             template=self.config.template,
         )
 
     def cache_prompt(self, instructions: Text, *, num_gist_tokens: int | None = None) -> Prefix:
-        """Keep the activations of whole instructions: what engines call prefix caching.
+        """The activations of whole instructions: what engines call prefix caching.
 
-        The comparison every gist must stand. Same rules as `compress`; P + k tokens are kept.
+        The baseline for every gist. Same rules as `compress`; P + k tokens are kept.
         """
         k = self.check_k(num_gist_tokens)
-        texts = as_list(instructions, "instruction")
-        ids, padding, lengths = self._instructions(texts, k)
+        texts, rows = self._instructions(instructions, k)
+        ids, padding = self.pad(rows)
         with evaluating(self.hf_model):
             tensors = self.adapter.cache_prompt(ids, padding)
         return Prefix(
             tensors=tensors,
-            lengths=tuple(lengths),
-            provenance=provenance_of(texts, [n - k for n in lengths]),
+            lengths=tuple(len(row) for row in rows),
+            provenance=provenance_of(texts, [len(row) - k for row in rows]),
             model=self.fingerprint,
             template=self.config.template,
         )
@@ -272,7 +267,6 @@ class GistModel:
             GistMismatchError: another model's gist, or neither one gist nor one for each input.
         """
         stops = stops_of(stop_strings)
-        eos = self.hf_model.generation_config.eos_token_id
         options = decoding_options(
             max_new_tokens=max_new_tokens,
             do_sample=do_sample,
@@ -284,7 +278,7 @@ class GistModel:
             streamed=streamer is not None,
             stop_strings=stops or None,
             pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=self.tokenizer.eos_token_id if eos is None else eos,
+            eos_token_id=self.end_tokens or None,
         )
         texts = as_list(inputs, "input")
         if isinstance(streamer, TextStreamer) and len(texts) > 1:
@@ -333,11 +327,29 @@ class GistModel:
     def save_gist_files(self, folder: Path) -> None:
         """Write only `gist_config.json` and the model card, beside weights saved by a trainer."""
         self.config.save(folder)
-        write_text(folder / "README.md", model_card(self.config, self.hf_model.config.model_type))
+        card = self.config.model_card(self.hf_model.config.model_type)
+        write_text(folder / "README.md", card)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> None:
-        """Upload what `save_pretrained` writes to the Hugging Face hub (raises SaveError)."""
-        upload(repo_id, self.save_pretrained, private=private)
+        """Upload what `save_pretrained` writes to the Hugging Face hub.
+
+        Raises:
+            SaveError: no such place, no network, no right to write there.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            try:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                api.upload_folder(repo_id=repo_id, folder_path=folder)
+            except Exception as error:  # its HTTP library's, of which it has changed several times
+                reason = " ".join(str(error).split())[:200]
+                raise SaveError(
+                    f"could not upload to {repo_id!r}: {reason}; check the name, the network "
+                    "and your login (hf auth login)"
+                ) from error
 
     def check_k(self, k: int | None, *, allow_untrained: bool = False) -> int:
         """k, or the default (raises OptionError where it was not trained and is not allowed)."""
@@ -353,7 +365,7 @@ class GistModel:
         if trained and k not in trained and not allow_untrained:
             raise OptionError(
                 f"this model was trained for {', '.join(map(str, trained))} gist tokens, not {k}; "
-                "choose one of those, or allow untrained numbers (allow_untrained)"
+                "choose one of those, or allow others with `allow_untrained=True`"
             )
         return int(k)
 
@@ -363,9 +375,14 @@ class GistModel:
 
     def pad(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Rows of ids as [B, S] ids and [B, S] mask, padded on the left, on the model's device."""
-        return pad_left(rows, int(self.tokenizer.pad_token_id), self.device)
+        left: Any = {"batch_first": True, "padding_side": "left"}
+        pad_id = float(self.tokenizer.pad_token_id)
+        ids = pad_sequence([torch.tensor(row) for row in rows], padding_value=pad_id, **left)
+        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], **left)
+        return ids.to(self.device), mask.to(self.device)
 
-    def _instructions(self, texts: Sequence[str], k: int) -> tuple[Tensor, Tensor, list[int]]:
+    def _instructions(self, instructions: Text, k: int) -> tuple[list[str], list[list[int]]]:
+        texts = as_list(instructions, "instruction")
         rows = [self.encoder.instruction(text, k) for text in texts]
         limit = self.adapter.max_positions
         for number, row in enumerate(rows):
@@ -374,7 +391,7 @@ class GistModel:
                     f"instruction {number} has {len(row) - k} tokens; with {k} gist tokens that is "
                     f"more than the {limit} this model can place; shorten it"
                 )
-        return *self.pad(rows), [len(row) for row in rows]
+        return texts, rows
 
     def _prompts(
         self,
@@ -385,10 +402,15 @@ class GistModel:
     ) -> tuple[Tensor, Tensor]:
         if instructions is None:
             if gist is not None:
-                check_gist(gist).check(self.fingerprint, self.config.template, len(texts))
+                if not isinstance(gist, Prefix):
+                    raise OptionError(
+                        f"{gist!r:.60} is no gist; compress the instruction, or read a file with "
+                        "Gist.load"
+                    )
+                gist.check(self.fingerprint, self.config.template, len(texts))
             return self.pad([self.encoder.input(text) for text in texts])
         if gist is not None:
-            raise OptionError("give a gist or instructions, not both")
+            raise OptionError("give `gist` or `instructions`, not both")
         given = as_list(instructions, "instruction")
         if len(given) not in (1, len(texts)):
             raise OptionError(

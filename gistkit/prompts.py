@@ -186,7 +186,7 @@ class PromptEncoder:
             OptionError: `num_gist_tokens` is below one.
         """
         if num_gist_tokens < 1:
-            raise OptionError(f"num_gist_tokens must be at least 1, not {num_gist_tokens}")
+            raise OptionError(f"`num_gist_tokens` must be at least 1, not {num_gist_tokens}")
         check_instruction(instruction)
         gist = GIST_TOKEN * num_gist_tokens
         text = self.template.render(instruction, "", gist)

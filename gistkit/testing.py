@@ -1,4 +1,4 @@
-"""Doubles for tests, yours and ours: tiny models of every family and a tokenizer of bytes.
+"""Doubles for your tests and ours: tiny models of every family and a byte tokenizer.
 
     model = tiny_gist_model()                       # 2 layers, random weights, no download
     gist = model.compress("Answer in one word.")
@@ -10,7 +10,6 @@ printable ASCII.
 """
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,7 +19,8 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from gistkit.errors import OptionError
 from gistkit.model import GistModel
-from gistkit.models.families import FAMILIES, adapter_class
+from gistkit.models.decoder import DecoderAdapter
+from gistkit.models.families import FAMILIES
 from gistkit.models.loading import auto_class
 
 PAD, BOS, EOS, FIRST_BYTE = 0, 1, 2, 3
@@ -46,58 +46,21 @@ _DECODER: Mapping[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
-_EXPERTS: Mapping[str, Any] = {"num_experts_per_tok": 2}
-
-CONFIGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "cohere": {**_DECODER, "logit_scale": 1.0},
-        "gemma": {**_DECODER, "head_dim": 20},
-        "gemma2": {
-            **_DECODER,
-            "head_dim": 20,
-            "query_pre_attn_scalar": 20,
-            "attn_implementation": "eager",  # the only one with its soft caps; early 5.x took sdpa
-        },
-        "gemma3_text": {
-            **_DECODER,
-            "head_dim": 20,
-            "query_pre_attn_scalar": 20,
-            "num_hidden_layers": 3,
-            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        },
-        "glm": {**_DECODER, "head_dim": 24},
-        "gpt_neox": {**_DECODER, "num_key_value_heads": None},
-        "granite": {**_DECODER, "attention_multiplier": 0.25},
-        "llama": {**_DECODER, "head_dim": 10},
-        "mistral": {**_DECODER, "head_dim": 18},
-        "mixtral": {**_DECODER, "num_local_experts": 4, **_EXPERTS},
-        "qwen3": {**_DECODER, "head_dim": 14},
-        "qwen3_moe": {
-            **_DECODER,
-            "head_dim": 14,
-            "num_experts": 4,
-            "moe_intermediate_size": 48,
-            **_EXPERTS,
-        },
-        "smollm3": {**_DECODER, "num_hidden_layers": 3, "no_rope_layer_interval": 2},
-        "t5": {
-            "d_model": 64,
-            "d_kv": 12,
-            "d_ff": 96,
-            "num_layers": 2,
-            "num_heads": 4,
-            "relative_attention_num_buckets": 8,
-            "relative_attention_max_distance": 20,
-            "feed_forward_proj": "gated-gelu",
-            "decoder_start_token_id": PAD,
-        },
-    }
-)
-"""Tiny sizes of the families that differ from a plain decoder (odd head sizes, experts, layers)."""
+_ENCODER_DECODER: Mapping[str, Any] = {
+    "d_model": 64,
+    "d_kv": 12,
+    "d_ff": 96,
+    "num_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "feed_forward_proj": "gated-gelu",
+    "decoder_start_token_id": PAD,
+}
 
 
 def byte_tokenizer(*, closing: bool = False) -> PreTrainedTokenizerFast:
-    """A tokenizer with one id a byte, built in memory: any text, no files, nothing joined.
+    """A tokenizer with one id a byte, built in memory: any text, no files, no merges.
 
     Args:
         closing: end each text with eos, as T5's tokenizers do, instead of starting it with bos.
@@ -128,8 +91,9 @@ def tiny_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel
     """
     if family not in FAMILIES:
         raise OptionError(f"unknown family {family!r}; choose one of {', '.join(FAMILIES)}")
-    own = CONFIGS.get(family, _DECODER)
-    config = AutoConfig.for_model(family, **{**_VOCABULARY, **own, **changes})
+    row = FAMILIES[family]
+    sizes = _DECODER if issubclass(row.adapter, DecoderAdapter) else _ENCODER_DECODER
+    config = AutoConfig.for_model(family, **{**_VOCABULARY, **sizes, **row.tiny, **changes})
     model: PreTrainedModel = auto_class(config).from_config(config)
     _scatter(model, seed)
     return model.eval()  # type: ignore[no-any-return]
@@ -148,7 +112,7 @@ def tiny_gist_model(
     Its arguments are those of `tiny_model` and of `GistModel.from_base`.
     """
     model = tiny_model(family, seed=seed, **changes)
-    closing = adapter_class(model.config).default_template == "encoder-decoder"
+    closing = FAMILIES[family].adapter.default_template == "encoder-decoder"
     return GistModel.from_base(
         model,
         byte_tokenizer(closing=closing),
@@ -185,6 +149,6 @@ def _output_weight(model: Any) -> Tensor:
 
 def _byte_characters() -> list[str]:
     """The character that byte-level tokenizers write for each byte (GPT-2's table)."""
-    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     shifted = iter(range(0x100, 0x200))
-    return [chr(byte if byte in kept else next(shifted)) for byte in range(256)]
+    return [chr(byte if byte in plain else next(shifted)) for byte in range(256)]

@@ -47,7 +47,7 @@ def test_any_collection_of_strings_will_do(model: GistModel) -> None:
     "name", ["num_gist_tokens", "max_new_tokens", "num_beams", "num_return_sequences", "top_k"]
 )
 def test_counts_are_whole_numbers(model: GistModel, name: str, wrong: Any) -> None:
-    with pytest.raises(OptionError, match=f"^{name} must be a whole number, not "):
+    with pytest.raises(OptionError, match=f"^`{name}` must be a whole number, not "):
         if name == "num_gist_tokens":
             model.compress("Greet.", num_gist_tokens=wrong)
         else:
@@ -57,14 +57,14 @@ def test_counts_are_whole_numbers(model: GistModel, name: str, wrong: Any) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": "warm"}, "temperature must be a number, not 'warm'"),
-        ({"temperature": float("inf")}, "temperature must be a number, not inf"),
-        ({"temperature": 1e-40}, r"temperature must be at least 1e-06 \(greedy"),
-        ({"top_p": None}, "top_p must be a number, not None"),
-        ({"top_k": -1}, "top_k must be at least 0, not -1"),
-        ({"seed": "a"}, "seed must be a whole number, not 'a'"),
-        ({"seed": 1.5}, "seed must be a whole number, not 1.5"),
-        ({"seed": 2**63}, r"seed must be below 2\*\*63"),
+        ({"temperature": "warm"}, "`temperature` must be a number, not 'warm'"),
+        ({"temperature": float("inf")}, "`temperature` must be a number, not inf"),
+        ({"temperature": 1e-40}, r"`temperature` must be at least 1e-06 \(greedy"),
+        ({"top_p": None}, "`top_p` must be a number, not None"),
+        ({"top_k": -1}, "`top_k` must be at least 0, not -1"),
+        ({"seed": "a"}, "`seed` must be a whole number, not 'a'"),
+        ({"seed": 1.5}, "`seed` must be a whole number, not 1.5"),
+        ({"seed": 2**63}, r"`seed` must be below 2\*\*63"),
         ({"stop_strings": ""}, "stop string '' is no text, or empty"),
         ({"stop_strings": [5]}, "stop string 5 is no text, or empty"),
         ({"stop_strings": 5}, "stop string 5 is no text, or empty"),
@@ -97,13 +97,13 @@ def test_a_precision_that_gists_do_not_have(wrong: Any) -> None:
 
 @pytest.mark.parametrize("wrong", [5, None, "abacus"])
 def test_a_device_that_is_not_there(wrong: Any) -> None:
-    with pytest.raises(OptionError, match="is not available here; use device='cpu'"):
+    with pytest.raises(OptionError, match="is not available here; use `device='cpu'`"):
         GistModel.from_pretrained(device=wrong)
 
 
 @pytest.mark.parametrize("wrong", ["2", 1.5, None, [], [1, "2"], 0, [1, 0]])
 def test_from_base_wants_numbers_of_gist_tokens(wrong: Any) -> None:
-    with pytest.raises(OptionError, match="num_gist_tokens must be "):
+    with pytest.raises(OptionError, match="`num_gist_tokens` must be "):
         GistModel.from_base(tiny_model("llama"), byte_tokenizer(), num_gist_tokens=wrong)
 
 
@@ -120,7 +120,7 @@ def test_from_base_changes_nothing_that_it_refuses() -> None:
 
 @pytest.mark.parametrize("name", ["me/model", "a/b/c"])
 def test_a_hub_that_is_not_there(model: GistModel, name: str) -> None:
-    with pytest.raises(SaveError, match=f"could not upload to '{name}': .*; see whether the name"):
+    with pytest.raises(SaveError, match=f"could not upload to '{name}': .*; check the name"):
         model.push_to_hub(name)
 
 

@@ -41,14 +41,14 @@ def drawing(condition: str) -> str:
 def test_the_docstring_draws_the_mask(condition: str) -> None:
     assert ROW in str(masks.CONDITIONS[condition].__doc__)
     assert len(drawing(condition).splitlines()) == 6
-    assert masks.draw(rendered(ROW, condition)) == drawing(condition)
+    assert masks.render(rendered(ROW, condition)) == drawing(condition)
 
 
 def test_an_encoder_reads_both_ways() -> None:
-    assert masks.draw(rendered("a b G x y", "gist", causal=False)) == (
+    assert masks.render(rendered("a b G x y", "gist", causal=False)) == (
         "1 1 1 . .\n1 1 1 . .\n1 1 1 . .\n. . 1 1 1\n. . 1 1 1"
     )
-    assert masks.draw(rendered("a b G x y", "neg_control", causal=False)) == (
+    assert masks.render(rendered("a b G x y", "neg_control", causal=False)) == (
         "1 1 1 . .\n1 1 1 . .\n1 1 1 . .\n. . . 1 1\n. . . 1 1"
     )
     assert rendered("a b G x y", "pos_control", causal=False).all()
@@ -80,7 +80,7 @@ def test_a_gist_at_either_end(row: str, condition: str) -> None:
     mask = rendered(row, condition)
     assert mask.diagonal().all()  # nobody is left with nothing to see
     if row.endswith("G"):
-        assert masks.draw(mask) == masks.draw(torch.ones_like(mask).tril())
+        assert masks.render(mask) == masks.render(torch.ones_like(mask).tril())
 
 
 def test_rows_are_labelled_one_by_one() -> None:

@@ -142,7 +142,7 @@ def test_text_that_is_no_unicode_is_refused() -> None:
 
 @pytest.mark.parametrize("k", [0, -1])
 def test_a_span_needs_a_token(k: int) -> None:
-    with pytest.raises(OptionError, match=f"num_gist_tokens must be at least 1, not {k}"):
+    with pytest.raises(OptionError, match=f"`num_gist_tokens` must be at least 1, not {k}"):
         encoder().instruction("Greet.", k)
 
 

@@ -6,7 +6,7 @@ formula is the published architecture's, so that a cache which computes too much
 Shapes: B batch, Q tokens read, C tokens cached, H heads, D head size.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -14,15 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-MLP_MATRICES: Mapping[str, int] = {
-    **dict.fromkeys(("gpt_neox", "phi", "starcoder2", "nemotron"), 2),
-    **dict.fromkeys(
-        ("cohere", "gemma", "gemma2", "gemma3_text", "glm", "granite", "llama", "mistral", "olmo",
-         "olmo2", "phi3", "qwen2", "qwen3", "smollm3", "stablelm"),
-        3,
-    ),
-}  # fmt: skip
-"""Matrices of an MLP of the dense decoders: two, or three where it is gated."""
+from gistkit.models.families import FAMILIES
 
 
 def count_flops(work: Callable[[], object]) -> int:
@@ -47,7 +39,8 @@ def prefill_flops(model: PreTrainedModel, batch: int, new: int, cached: int) -> 
     config: Any = model.config
     if config.model_type == "t5":
         return batch * _t5(config, new + cached)
-    matrices = MLP_MATRICES.get(config.model_type)
+    family = FAMILIES.get(config.model_type)
+    matrices = None if family is None else family.mlp_matrices
     window = getattr(config, "sliding_window", None)
     if matrices is None or (window is not None and new + cached > window):
         return None

@@ -19,10 +19,9 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from gistkit.benchmark.memory import joules
 from gistkit.benchmark.rows import GIST, INSTRUCTION, STANDARD
-from gistkit.gist import Gist, Prefix
+from gistkit.gist import Gist, Prefix, provenance_of
 from gistkit.model import GistModel
-from gistkit.models.decoding import decoding_options
-from gistkit.models.inputs import provenance_of
+from gistkit.models.inputs import decoding_options
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from gistkit.gist import Prefix
 from gistkit.model import GistModel
-from gistkit.models.decoder import CausalAdapter, count_positions
+from gistkit.models.decoder import DecoderAdapter, count_positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +61,14 @@ Trace = dict[Place, list[dict[str, Tensor]]]
 
 def with_cache(model: GistModel, prompts: Prompts, gist: Prefix) -> Trace:
     """Read on top of the gist."""
-    if isinstance(model.adapter, CausalAdapter):
+    if isinstance(model.adapter, DecoderAdapter):
         return _decoder_read(model, prompts, gist)
     return _encoder_decoder_read(model, prompts, gist)
 
 
 def without_cache(model: GistModel, prompts: Prompts) -> Trace:
     """The full pass under the gist mask."""
-    if isinstance(model.adapter, CausalAdapter):
+    if isinstance(model.adapter, DecoderAdapter):
         return _decoder_full(model, prompts)
     return _encoder_decoder_full(model, prompts)
 

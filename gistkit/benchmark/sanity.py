@@ -20,8 +20,7 @@ from gistkit.benchmark.probes import Prompts, Trace, with_cache, without_cache
 from gistkit.errors import PromptError
 from gistkit.gist import Gist
 from gistkit.model import GistModel
-from gistkit.models.decoding import decoding_options
-from gistkit.models.inputs import check_numbers
+from gistkit.models.inputs import check_numbers, decoding_options
 
 SCHEMA_VERSION = 1
 ROUNDINGS = 16.0

@@ -11,7 +11,7 @@ from typing import Any
 from gistkit.cli.run import emit
 from gistkit.evaluation.judge.journal import SCHEMA_VERSION
 from gistkit.evaluation.judge.results import Verdicts, read_results
-from gistkit.evaluation.judge.statistics import LEVEL, kappa, share_interval, sign_test
+from gistkit.stats import LEVEL, kappa, share_interval, sign_test
 
 WIDTH = 180  # of tables that go to a file
 

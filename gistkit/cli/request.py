@@ -51,7 +51,7 @@ class Request:
         model = self.model
         if self.base is not None:
             from gistkit.cli.weights import tensor_bar
-            from gistkit.paper.weights.automatic import recovered
+            from gistkit.paper.weight_diff import recovered
 
             with tensor_bar() as progress:
                 model = recovered(model, self.base, cache_dir=self.cache_dir, progress=progress)

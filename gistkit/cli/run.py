@@ -55,8 +55,8 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
 def with_flags(message: str, command: Any, words: Sequence[str]) -> str:
     """`message` with the flags of the command that `words` name, instead of parameters.
 
-    `name` and `name=True` become `--name`, `name=False` becomes `--no-name`, `name=8` becomes
-    `--name 8`, and a positional parameter its name in the help; what the command does not take
+    `name` and `name=True` become `--name`, `name=False` becomes `--no-name`, `name='x'` becomes
+    `--name x`, and a positional parameter its name in the help; what the command does not take
     stays as it is.
     """
     for word in words:
@@ -73,8 +73,8 @@ def with_flags(message: str, command: Any, words: Sequence[str]) -> str:
             return str(parameter.metavar)
         if match["value"] == "False" and parameter.secondary_opts:
             return str(parameter.secondary_opts[0])
-        value = "" if match["value"] in (None, "True") else f" {match['value']}"
-        return f"{parameter.opts[0]}{value}"
+        value = (match["value"] or "").strip("'")
+        return str(parameter.opts[0]) + (f" {value}" if value not in ("", "True") else "")
 
     return re.sub(r"`(?P<name>[a-z]\w*)(?:=(?P<value>[^`]*))?`", flag, message)
 

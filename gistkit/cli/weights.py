@@ -45,8 +45,7 @@ def diff(
     gistkit weights diff --path_raw llama-7b --path_tuned tuned --path_diff diff
     """
     quiet_libraries()
-    from gistkit.paper.weights.automatic import fetch
-    from gistkit.paper.weights.diff import make_diff
+    from gistkit.paper.weight_diff import fetch, make_diff
 
     raw, tuned = fetch(path_raw, cache_dir), fetch(path_tuned, cache_dir)
     with tensor_bar() as progress:
@@ -80,8 +79,8 @@ def recover(
     gistkit weights recover --path_raw llama-7b --path_diff jayelm/llama-7b-gist-1 --path_tuned out
     """
     quiet_libraries()
-    from gistkit.paper.weights.automatic import fetch
-    from gistkit.paper.weights.diff import recover as recover_tuned
+    from gistkit.paper.weight_diff import fetch
+    from gistkit.paper.weight_diff import recover as recover_tuned
 
     raw, changes = fetch(path_raw, cache_dir), fetch(path_diff, cache_dir)
     with tensor_bar() as progress:
@@ -117,8 +116,8 @@ def verify(
     A released diff has none: there, with --path-raw, the sum of all recovered weights is compared.
     """
     quiet_libraries()
-    from gistkit.paper.weights.automatic import fetch
-    from gistkit.paper.weights.verify import verify as compare
+    from gistkit.paper.weight_diff import fetch
+    from gistkit.paper.weight_diff import verify as compare
 
     with tensor_bar() as progress:
         verdict = compare(

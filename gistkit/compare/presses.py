@@ -31,9 +31,8 @@ from torch import Tensor
 from gistkit.compare.method import cached, shortest_span
 from gistkit.compare.pooling import Rotate, rotation
 from gistkit.errors import OptionError
-from gistkit.gist import Prefix
+from gistkit.gist import Prefix, provenance_of
 from gistkit.model import GistModel
-from gistkit.models.inputs import provenance_of
 
 PRESSES: Mapping[str, str] = MappingProxyType(
     {

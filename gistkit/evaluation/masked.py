@@ -67,8 +67,7 @@ def generate_masked(
 
 def _greedy(step: Step, new: Tensor, model: GistModel, max_new_tokens: int) -> Tensor:
     """New ids [B, T]; rows that ended are padded."""
-    eos = model.hf_model.generation_config.eos_token_id
-    ends = torch.tensor(model.tokenizer.eos_token_id if eos is None else eos, device=new.device)
+    ends = torch.tensor(model.end_tokens, device=new.device)
     ended = torch.zeros(len(new), dtype=torch.bool, device=new.device)
     while new.shape[1] < max_new_tokens and not ended.all():
         token = step(new).argmax(-1).masked_fill(ended, int(model.tokenizer.pad_token_id))

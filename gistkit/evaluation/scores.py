@@ -13,18 +13,16 @@ from typing import Any
 
 from gistkit.metrics import (
     ROUGE_KINDS,
-    bootstrap_interval,
     clean,
     exact_match_interval,
     exact_matches,
-    paired_difference,
     rouge_scores,
     split_sentences,
 )
+from gistkit.stats import LEVEL, mean_interval, paired_difference
 
 NAMES = (*ROUGE_KINDS, "exact_match", "words")
 COMPARED = (*ROUGE_KINDS, "exact_match")
-LEVEL = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ class Scores:
         """
         if name == "exact_match":
             return self.exact_match_interval
-        return bootstrap_interval(self.values[name], seed=seed, level=LEVEL)
+        return mean_interval(self.values[name], seed=seed, level=LEVEL)
 
     def report(self, *, seed: int) -> dict[str, Any]:
         """Means, `intervals` by name, and the number of `rows`, as JSON values."""

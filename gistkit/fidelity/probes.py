@@ -7,10 +7,8 @@ is always the instruction alone, with no input.
 
 import torch
 
-from gistkit.fidelity.reading import end_tokens
 from gistkit.model import GistModel
-from gistkit.models.decoding import decoding_options
-from gistkit.models.inputs import seeded
+from gistkit.models.inputs import decoding_options, seeded
 from gistkit.prompts import GIST_TOKEN
 
 MARK = "\u241f"
@@ -53,7 +51,7 @@ def _continued(
         num_return_sequences=n,
         streamed=False,
         pad_token_id=model.tokenizer.pad_token_id,
-        eos_token_id=end_tokens(model),
+        eos_token_id=model.end_tokens,
     )
     with seeded(seed, model.device), torch.no_grad():
         prompt = torch.tensor([start], device=model.device)

@@ -18,7 +18,7 @@ from torch import Tensor
 from gistkit.errors import PromptError
 from gistkit.gist import Prefix
 from gistkit.model import GistModel
-from gistkit.models.kv_batch import Rows
+from gistkit.models.kv_batch import KVBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def read_along(
     room = _room(model, [leaders, *readers.values()], max_new_tokens)
     lead = _begin(model, leaders)
     others = {name: _begin(model, prompts) for name, prompts in readers.items()}
-    ends = torch.tensor(end_tokens(model), device=model.device)
+    ends = torch.tensor(model.end_tokens, device=model.device)
     columns: list[dict[str, Tensor]] = []
     done = torch.zeros(len(leaders), dtype=torch.bool, device=model.device)
     lengths = torch.zeros(len(leaders), dtype=torch.long, device=model.device)
@@ -113,7 +113,7 @@ def end_tokens(model: GistModel) -> list[int]:
     return [int(ends)] if isinstance(ends, int) else [int(end) for end in ends]
 
 
-def _begin(model: GistModel, prompts: Sequence[Prompt]) -> Rows:
+def _begin(model: GistModel, prompts: Sequence[Prompt]) -> KVBatch:
     ids, padding = model.pad([prompt.ids for prompt in prompts])
     return model.adapter.begin(ids, padding, prompts[0].prefix, gist_id=model.gist_id)
 

@@ -1,4 +1,4 @@
-"""Keys and values read out of vLLM's paged cache, and keys moved to other positions.
+"""Keys and values read out of vLLM's paged cache.
 
 A backend packs its cache as the processor likes it, and vLLM has a call that writes a cache but
 none that reads one. So `CacheLayout` has it write numbers that say where they come from into a
@@ -10,22 +10,14 @@ tokens.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from gistkit.errors import UnsupportedModelError
 
 BASE = 128
 """Digits below it are exact in every floating type, bfloat16 too."""
-
-TESTED_MODELS = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose keys were compared with `GistModel.compress` (tests/integrations)."""
-
-FIXED_ROPES = ("default", "linear", "llama3")
-"""Kinds of rotary embedding whose frequencies do not change with the length."""
 
 Write = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 """Writes keys [n, H, D] and values [n, H, D] into a cache at slots [n]."""
@@ -82,43 +74,3 @@ class CacheLayout:
             return flat.gather(1, offsets[inside].flatten(1)).view(len(slots), *offsets.shape[1:])
 
         return pick(self.keys), pick(self.values)
-
-
-def rope_frequencies(config: Any) -> Tensor:
-    """Radians per position [D / 2], float32, of a model with this transformers config.
-
-    Raises:
-        UnsupportedModelError: the kind of model or of rotary embedding is not tested.
-    """
-    rope = dict(config.rope_parameters or {})
-    kind = rope.get("rope_type", "default")
-    if config.model_type not in TESTED_MODELS or kind not in FIXED_ROPES:
-        raise UnsupportedModelError(
-            f"vLLM can compress with {', '.join(TESTED_MODELS)} and rotary embeddings that do not "
-            f"depend on the length, not with {config.model_type} and {kind}"
-        )
-    if kind == "default":
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        steps = torch.arange(0, size, 2, dtype=torch.int64).float() / size
-        plain: Tensor = 1.0 / (rope["rope_theta"] ** steps)
-        return plain
-    found: Tensor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))[0]
-    return found.float()
-
-
-def rotate_keys(keys: Tensor, sources: Tensor, targets: Tensor, frequencies: Tensor) -> Tensor:
-    """Keys [n, H, D] moved from positions `sources` [n] to `targets` [n], in their own precision.
-
-    The halves of D are paired, as in Llama. Angles are those that the engine rounds to float32, and
-    their differences are taken in float64, so that only the key's own rounding is left.
-    """
-
-    def angles(positions: Tensor) -> Tensor:
-        return (positions.float()[:, None] * frequencies).double()
-
-    turn = (angles(targets) - angles(sources))[:, None, :].to(keys.device)  # [n, 1, D / 2]
-    cos, sin = turn.cos().float(), turn.sin().float()
-    first, second = keys.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(
-        keys.dtype
-    )

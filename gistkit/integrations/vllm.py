@@ -29,8 +29,10 @@ from vllm.model_executor.models.utils import extract_layer_index
 from gistkit.errors import GistkitError, GistMismatchError, PromptError
 from gistkit.gist import Gist, Provenance
 from gistkit.integrations.config import ConnectorConfig, check_supported
-from gistkit.integrations.kv_cache import CacheLayout, rope_frequencies, rotate_keys
+from gistkit.integrations.kv_cache import CacheLayout
 from gistkit.integrations.requests import Load, Save, parse_request
+from gistkit.models.families import key_frequencies
+from gistkit.models.rotary import moved
 from gistkit.store import GistStore
 
 log = init_logger(f"vllm.{__name__}")  # vLLM only shows loggers below its own
@@ -263,14 +265,14 @@ class GistConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def _read_gist(self, save: Save, slots: list[int]) -> Gist:
         """The gist in these slots, moved to positions 0 .. k-1."""
         key = save.key
-        frequencies = rope_frequencies(self._vllm_config.model_config.hf_text_config)
+        frequencies = key_frequencies(self._vllm_config.model_config.hf_text_config)
         targets = torch.arange(len(slots))
         tensors = {}
         for number, layer in self._layers().items():
             where = torch.tensor(slots, dtype=torch.int64, device=layer.kv_cache.device)
             keys, values = self._cache_layout(layer).read(layer.kv_cache, where)
             sources = targets + len(key.tokens)
-            keys = rotate_keys(keys, sources, targets, frequencies.to(keys.device))
+            keys = moved(keys, sources, targets, frequencies.to(keys.device))
             for name, tensor in (("keys", keys), ("values", values)):
                 whole = self._of_all_ranks(tensor).transpose(0, 1)
                 tensors[f"layers.{number}.{name}"] = whole[None].contiguous()

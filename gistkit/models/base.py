@@ -8,7 +8,7 @@ V vocabulary, M labelled tokens of a batch.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +19,8 @@ from torch.nn import functional
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from gistkit import masks
 from gistkit.gist import Prefix
-from gistkit.models.kv_batch import Rows
+from gistkit.models.kv_batch import KVBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +60,14 @@ class Adapter(ABC):
     rows_differ: bool
     """Whether prompts of different lengths may be decoded together (`begin`)."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model: Any = model  # called as a function; transformers types that loosely
+    max_positions: int | None
+    """The longest sequence for which the theorem holds, in tokens; None where there is no limit."""
 
-    @property
+    model: Any  # called as a function; transformers types that loosely
+
     @abstractmethod
-    def max_positions(self) -> int | None:
-        """The longest sequence for which the theorem holds, in tokens; None where there is none."""
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Wrap a model whose config `adapter_class` has accepted."""
 
     @property
     @abstractmethod
@@ -185,21 +185,13 @@ class Adapter(ABC):
         """One pass over `ids` [B, L] on top of `prefix`: what generation computes first."""
 
     @abstractmethod
-    def begin(self, ids: Tensor, padding: Tensor, prefix: Prefix | None, *, gist_id: int) -> Rows:
+    def begin(
+        self, ids: Tensor, padding: Tensor, prefix: Prefix | None, *, gist_id: int
+    ) -> KVBatch:
         """Read `ids` [B, L] (left-padded) on top of `prefix`, to be decoded step by step.
 
-        What `generate` does in one call, for who must act between two tokens.
+        What `generate` does in one call, for callers that act between two tokens.
         """
-
-
-def relabelled(
-    ids: Tensor,
-    gist_id: int,
-    condition: str | Sequence[str],
-    documents: Tensor | None = None,
-) -> Tensor:
-    """Segments of `ids` [B, S] under one condition, or under one for each row or document."""
-    return masks.relabel(masks.segments(ids, gist_id, documents), condition, documents)
 
 
 @contextmanager
@@ -214,20 +206,3 @@ def _only_where(keep: Tensor, output_layer: nn.Module) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def by_length(padding: Tensor) -> list[Tensor]:
-    """Row numbers of `padding` [B, L] grouped by the number of real tokens."""
-    lengths = padding.sum(-1)
-    return [(lengths == n).nonzero().flatten() for n in lengths.unique()]
-
-
-def rows_of(prefix: Prefix | None, rows: Tensor) -> Prefix | None:
-    """The given rows of a prefix."""
-    return None if prefix is None else type(prefix).stack([prefix[int(r)] for r in rows])
-
-
-def pad_right(parts: Mapping[int, Tensor], pad_id: int) -> Tensor:
-    """Rows by number, of different lengths, as one tensor padded on the right."""
-    ordered = [parts[row] for row in sorted(parts)]
-    return torch.nn.utils.rnn.pad_sequence(ordered, batch_first=True, padding_value=pad_id)

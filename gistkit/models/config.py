@@ -1,4 +1,7 @@
-"""`gist_config.json`: what a checkpoint says about its gists, beside transformers' own files."""
+"""What a checkpoint says about its gists, beside transformers' own files.
+
+`gist_config.json` for programs, and a model card made of it for people.
+"""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +18,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class GistConfig:
-    """How a checkpoint was taught to gist.
+    """How a checkpoint was trained for gists.
 
     Attributes:
         num_gist_tokens: the numbers of gist tokens it was trained for, the first is the default;
@@ -35,7 +38,7 @@ class GistConfig:
 
     @property
     def default_k(self) -> int:
-        """k where the user names none."""
+        """k where none is asked for."""
         return self.num_gist_tokens[0] if self.num_gist_tokens else 1
 
     def save(self, folder: Path) -> None:
@@ -69,3 +72,45 @@ class GistConfig:
             raise NotAGistModelError(
                 f"{path} cannot be read ({error!r}); save the model again"
             ) from error
+
+    def model_card(self, model_type: str) -> str:
+        """A README.md for the folder of a model."""
+        ks = ", ".join(map(str, self.num_gist_tokens)) or "not recorded"
+        conditions = ", ".join(self.conditions) or "not trained yet"
+        record = json.dumps(self.training, indent=2, sort_keys=True)
+        base = f"base_model: {self.base_model}\n" if self.base_model else ""
+        return f"""---
+library_name: gistkit
+tags: [gistkit, prompt-compression, gist-tokens]
+{base}---
+
+# A gist model ({model_type})
+
+It compresses an instruction into the activations of a few `<GIST>` tokens and answers from those.
+
+| | |
+|---|---|
+| base model | {self.base_model or "random weights"} |
+| gist tokens (k) | {ks} |
+| trained under | {conditions} |
+| prompt template | {self.template} |
+
+```python
+from gistkit import GistModel
+
+model = GistModel.from_pretrained("PATH_OR_HUB_ID")
+gist = model.compress("Answer in one word.")
+print(model.generate("What is the capital of France?", gist))
+```
+
+A gist loses detail that it was not trained to keep; compare with the full prompt before relying on
+it (`gistkit compress --compare`). Licences of the base model and of the training data apply.
+
+## How it was trained
+
+```json
+{record}
+```
+
+Method: Mu, Li, Goodman, "Learning to Compress Prompts with Gist Tokens", arXiv:2304.08467.
+"""

@@ -22,48 +22,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 from transformers.utils.generic import ModelOutput
 
-from gistkit import masks
 from gistkit.errors import OptionError, PromptError
 from gistkit.gist import Prefix
-from gistkit.models.base import Adapter, by_length, pad_right, relabelled, rows_of
-from gistkit.models.kv_batch import RoomyRows, Rows, WaveRows
+from gistkit.masks import attends, document_positions, relabelled
+from gistkit.models import rotary
+from gistkit.models.base import Adapter
+from gistkit.models.kv_batch import ContinuousBatch, KVBatch, StaticBatch
 
 
-class CausalAdapter(Adapter):
+class DecoderAdapter(Adapter):
     """Any rotary decoder of the families table."""
 
     padding_side = "left"
     default_template = "decoder"
     can_cache_prompts = True
+    max_positions: int
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model)
+        self.model = model
         self.text_config = model.config.get_text_config()
+        self.max_positions = rotary.max_positions(self.text_config)
+        self.window = sliding_window(self.text_config)
         # a sliding window counts padding, too, so there rows begin together and are of one length
         self.rows_join = self.rows_differ = self.window is None
-
-    @property
-    def max_positions(self) -> int | None:
-        """Positions the model was made for; fewer where its rotation changes past a length."""
-        config = self.text_config
-        limits = [config.max_position_embeddings]
-        for rope in rope_parameters(config):
-            if rope["rope_type"] in ("dynamic", "longrope"):
-                limits.append(rope.get("original_max_position_embeddings", limits[0]))
-        return int(min(limits))
-
-    @property
-    def window(self) -> int | None:
-        """The sliding window in tokens, or None where every layer sees everything."""
-        kinds = getattr(self.text_config, "layer_types", None)
-        window = getattr(self.text_config, "sliding_window", None)
-        if window is None or (kinds is not None and "sliding_attention" not in kinds):
-            return None
-        return int(window)
 
     def forward(
         self,
@@ -77,8 +63,8 @@ class CausalAdapter(Adapter):
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
-        """See `Adapter.forward`. Each layer gets the mask of its type, so sliding windows stay."""
-        counted = count_positions(padding) if documents is None else masks.positions(documents)
+        """Each layer gets the mask of its type, so sliding windows stay."""
+        counted = count_positions(padding) if documents is None else document_positions(documents)
         segments = relabelled(ids, gist_id, condition, documents)
         mask = create_masks_for_generate(
             config=self.model.config,
@@ -86,7 +72,7 @@ class CausalAdapter(Adapter):
             attention_mask=padding,
             past_key_values=None,
             position_ids=counted,
-            and_mask_function=masks.attends(segments, documents),
+            and_mask_function=attends(segments, documents),
         )
         output: ModelOutput = (self.model if model is None else model)(
             input_ids=ids,
@@ -120,7 +106,7 @@ class CausalAdapter(Adapter):
         if self.window is not None and ids.shape[1] >= self.window:
             raise PromptError(
                 f"a prompt of {ids.shape[1]} tokens does not fit the sliding window of "
-                f"{self.window}; generate with instructions= instead"
+                f"{self.window}; generate with `instructions` instead"
             )
         return self._keep(ids, padding, count_positions(padding), ids.shape[1])
 
@@ -152,7 +138,7 @@ class CausalAdapter(Adapter):
         gist_id: int,
         **more: Any,
     ) -> Tensor:
-        """See `Adapter.generate`. Raises PromptError where the sequence would get too long."""
+        """Raises PromptError where the sequence would get too long."""
         kept = 0 if prefix is None else prefix.num_tokens
         total = kept + ids.shape[1] + options.max_new_tokens
         self._check_length(total)
@@ -177,7 +163,7 @@ class CausalAdapter(Adapter):
     def read(
         self, ids: Tensor, padding: Tensor, prefix: Prefix | None, *, gist_id: int, **inputs: Any
     ) -> ModelOutput:
-        """See `Adapter.read`. With a binding sliding window all rows must have one length."""
+        """With a binding sliding window all rows must have one length."""
         new = ids.shape[1]
         cache: DynamicCache | None = None
         if prefix is not None:
@@ -193,15 +179,16 @@ class CausalAdapter(Adapter):
         return output
 
     @torch.no_grad()
-    def begin(self, ids: Tensor, padding: Tensor, prefix: Prefix | None, *, gist_id: int) -> Rows:
-        """See `Adapter.begin`."""
+    def begin(
+        self, ids: Tensor, padding: Tensor, prefix: Prefix | None, *, gist_id: int
+    ) -> KVBatch:
         output = self.read(ids, padding, prefix, gist_id=gist_id, use_cache=True, logits_to_keep=1)
         cache, logits = output["past_key_values"], output["logits"][:, -1]
         if not self.rows_join:
-            return _WindowRows(self.model, cache, logits)
+            return _WindowBatch(self.model, cache, logits)
         if prefix is not None:
             padding = torch.cat([prefix.expand(len(ids)).mask.to(padding.device), padding], dim=1)
-        return RoomyRows(self.model, cache, padding, logits)
+        return ContinuousBatch(self.model, cache, padding, logits)
 
     @cached_property
     def kv_bytes_per_token(self) -> int:
@@ -227,10 +214,10 @@ class CausalAdapter(Adapter):
         )
 
     def _check_length(self, total: int) -> None:
-        if self.max_positions is not None and total > self.max_positions:
+        if total > self.max_positions:
             raise PromptError(
                 f"{total} tokens (gist, input and new ones) are more than the {self.max_positions} "
-                "this model can place; shorten the input or max_new_tokens"
+                "this model can place; shorten the input or reduce `max_new_tokens`"
             )
 
     def _window_binds(self, total: int, padding: Tensor) -> bool:
@@ -247,26 +234,26 @@ class CausalAdapter(Adapter):
         gist_id: int,
         **more: Any,
     ) -> Tensor:
-        copies = options.num_return_sequences
-        parts: dict[int, Tensor] = {}
+        answers: list[Tensor] = [ids[0]] * len(ids) * options.num_return_sequences
+        numbers = torch.arange(len(answers)).view(len(ids), -1)
         expanded = None if prefix is None else prefix.expand(len(ids))
-        for rows in by_length(padding):
-            length = int(padding[rows[0]].sum())
+        lengths = padding.sum(-1)
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero().flatten()
             output = self.generate(
                 ids[rows, -length:],
                 padding[rows, -length:],
-                rows_of(expanded, rows),
+                None if expanded is None else expanded.select(rows),
                 options,
                 gist_id=gist_id,
                 **more,
             )
-            for i, row in enumerate(rows.tolist()):
-                for copy in range(copies):
-                    parts[row * copies + copy] = output[i * copies + copy]
-        return pad_right(parts, int(options.pad_token_id))
+            for number, answer in zip(numbers[rows.cpu()].flatten(), output, strict=True):
+                answers[int(number)] = answer
+        return pad_sequence(answers, batch_first=True, padding_value=int(options.pad_token_id))
 
 
-class _WindowRows(WaveRows):
+class _WindowBatch(StaticBatch):
     """Rows of one length, hence without padding, in a model with sliding windows."""
 
     def __init__(self, model: Any, cache: Cache, logits: Tensor) -> None:
@@ -274,8 +261,7 @@ class _WindowRows(WaveRows):
         self.model = model
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """See `WaveRows.forward`; where nothing is padded positions count themselves."""
-        output = self.model(input_ids=tokens, past_key_values=self.cache)
+        output = self.model(input_ids=tokens, past_key_values=self.cache)  # no padding, no mask
         return output["logits"]  # type: ignore[no-any-return]
 
 
@@ -284,7 +270,10 @@ def count_positions(padding: Tensor) -> Tensor:
     return (padding.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def rope_parameters(config: Any) -> list[dict[str, Any]]:
-    """The rotary settings of a config: one for all layers, or one for each layer type."""
-    rope = config.rope_parameters
-    return [rope] if "rope_type" in rope else [one for one in rope.values() if one]
+def sliding_window(config: Any) -> int | None:
+    """The sliding window of a text config in tokens; None where every layer sees everything."""
+    kinds = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    if window is None or (kinds is not None and "sliding_attention" not in kinds):
+        return None
+    return int(window)

@@ -24,11 +24,11 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import ModelOutput
 
-from gistkit import masks
 from gistkit.errors import OptionError
 from gistkit.gist import Prefix
-from gistkit.models.base import Adapter, relabelled
-from gistkit.models.kv_batch import Rows, WaveRows
+from gistkit.masks import attends, cross_attention, document_starts, relabelled, same_document
+from gistkit.models.base import Adapter
+from gistkit.models.kv_batch import KVBatch, StaticBatch
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -41,16 +41,12 @@ class EncoderDecoderAdapter(Adapter):
     can_cache_prompts = False
     rows_join = False  # the decoder's positions are counted from where all rows begin
     rows_differ = True
+    max_positions = None  # relative biases have no last position
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model)
+        self.model = model
         self.encoder: Any = model.get_encoder()
         self._lock = threading.RLock()
-
-    @property
-    def max_positions(self) -> int | None:
-        """None: relative biases have no last position."""
-        return None
 
     def forward(
         self,
@@ -65,18 +61,18 @@ class EncoderDecoderAdapter(Adapter):
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
-        """See `Adapter.forward`. The encoder takes the gist mask, the decoder the cross mask.
+        """The encoder takes the gist mask, the decoder the cross mask.
 
         Args:
             label_documents: [B, T] as `documents`, for the decoder's tokens.
         """
         relabels = relabelled(ids, gist_id, condition, documents)
-        cross = masks.cross_attention(relabels, padding)
+        cross = cross_attention(relabels, padding)
         mask = create_bidirectional_mask(
             config=self.encoder.config,
             inputs_embeds=self._shaped_as(ids),
             attention_mask=padding,
-            and_mask_function=masks.attends(relabels, documents),
+            and_mask_function=attends(relabels, documents),
         )
         given = [(self.encoder, {"attention_mask": mask})]
         if documents is not None and label_documents is not None:
@@ -99,7 +95,7 @@ class EncoderDecoderAdapter(Adapter):
         config = self.model.config
         shifted = labels.roll(1, dims=-1)
         documents = torch.zeros_like(labels) if label_documents is None else label_documents
-        starts = masks.document_starts(documents)
+        starts = document_starts(documents)
         shifted = shifted.masked_fill(shifted == -100, config.pad_token_id)
         return {
             "decoder_input_ids": shifted.masked_fill(starts, config.decoder_start_token_id),
@@ -116,14 +112,14 @@ class EncoderDecoderAdapter(Adapter):
                 inputs_embeds=targets,
                 attention_mask=(label_documents >= 0).long(),
                 past_key_values=None,
-                and_mask_function=masks.same_document(label_documents, label_documents),
+                and_mask_function=same_document(label_documents, label_documents),
             ),
             "encoder_attention_mask": create_bidirectional_mask(
                 config=decoder.config,
                 inputs_embeds=targets,
                 attention_mask=cross,
                 encoder_hidden_states=self._shaped_as(documents),
-                and_mask_function=masks.same_document(label_documents, documents),
+                and_mask_function=same_document(label_documents, documents),
             ),
         }
 
@@ -152,7 +148,7 @@ class EncoderDecoderAdapter(Adapter):
         """Refused: an unmasked encoder lets the instruction see the input (raises OptionError)."""
         raise OptionError(
             "an encoder-decoder cannot cache a full prompt: its encoder reads instruction and "
-            "input both ways; generate with instructions= instead"
+            "input both ways; generate with `instructions` instead"
         )
 
     def generate(
@@ -165,7 +161,6 @@ class EncoderDecoderAdapter(Adapter):
         gist_id: int,
         **more: Any,
     ) -> Tensor:
-        """See `Adapter.generate`."""
         states, mask = self._encode(ids, padding, prefix, gist_id)
         output = self.model.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
@@ -180,7 +175,7 @@ class EncoderDecoderAdapter(Adapter):
     def read(
         self, ids: Tensor, padding: Tensor, prefix: Prefix | None, *, gist_id: int, **inputs: Any
     ) -> ModelOutput:
-        """See `Adapter.read`; takes `labels` or `decoder_input_ids` [B, T]."""
+        """Takes `labels` or `decoder_input_ids` [B, T]."""
         states, mask = self._encode(ids, padding, prefix, gist_id)
         output: ModelOutput = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
@@ -190,11 +185,12 @@ class EncoderDecoderAdapter(Adapter):
         return output
 
     @torch.no_grad()
-    def begin(self, ids: Tensor, padding: Tensor, prefix: Prefix | None, *, gist_id: int) -> Rows:
-        """See `Adapter.begin`."""
+    def begin(
+        self, ids: Tensor, padding: Tensor, prefix: Prefix | None, *, gist_id: int
+    ) -> KVBatch:
         states, mask = self._encode(ids, padding, prefix, gist_id)
         start = torch.full((len(ids), 1), self.model.config.decoder_start_token_id)
-        rows = _DecoderRows(self.model, states, mask)
+        rows = _DecoderBatch(self.model, states, mask)
         rows.step(start[:, 0].to(ids.device))
         return rows
 
@@ -251,11 +247,11 @@ class EncoderDecoderAdapter(Adapter):
             try:
                 yield
             finally:
-                for one in hooks:
-                    one.remove()
+                for hook in hooks:
+                    hook.remove()
 
 
-class _DecoderRows(WaveRows):
+class _DecoderBatch(StaticBatch):
     """Rows of a T5 decoder on `states` [B, K + L, E] with their `mask` [B, K + L]."""
 
     def __init__(self, model: Any, states: Tensor, mask: Tensor) -> None:
@@ -264,7 +260,6 @@ class _DecoderRows(WaveRows):
         self.model, self.states, self.mask = model, states, mask
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """See `WaveRows.forward`."""
         output = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=self.states),
             attention_mask=self.mask,
@@ -274,7 +269,6 @@ class _DecoderRows(WaveRows):
         return output["logits"]  # type: ignore[no-any-return]
 
     def select(self, rows: Tensor) -> None:
-        """See `WaveRows.select`."""
         super().select(rows)
         self.states, self.mask = self.states[rows], self.mask[rows]
 

@@ -1,25 +1,28 @@
-"""Checking and batching what users pass, and tidying what they get back.
+"""What users pass to a model, checked, and the decoding options made of it.
 
-Knows nothing about gists beyond the hash of an instruction.
-
-Shapes: B batch, S sequence.
+What a checkpoint's generation_config.json says must not leak in: transformers' `generate` takes
+from there whatever is not given, and a sampling default, a list of forbidden words or a cache that
+is switched off would change answers. Of all that, only the special ids are taken.
 """
 
 import math
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
 
 from gistkit.errors import OptionError, PromptError
-from gistkit.gist import Prefix, Provenance, instruction_hash
 
 Text = str | Sequence[str]
+
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+LOWEST_TEMPERATURE = 1e-6
+"""Below it logits divided by it leave float32; above it, sampling is greedy already."""
 
 
 def as_list(texts: Text, what: str) -> list[str]:
@@ -33,17 +36,40 @@ def as_list(texts: Text, what: str) -> list[str]:
     return given
 
 
+def stops_of(stop_strings: Text | None) -> list[str]:
+    """Stop strings as a list (raises OptionError for one that is empty or no text)."""
+    given = [] if stop_strings is None else stop_strings
+    stops: list[Any] = list(given) if _is_several(given) else [given]
+    for stop in stops:
+        if not isinstance(stop, str) or not stop:
+            raise OptionError(f"stop string {stop!r:.60} is no text, or empty; leave it out")
+    return stops
+
+
 def _is_several(texts: object) -> bool:
     return isinstance(texts, Iterable) and not isinstance(texts, str | bytes)
+
+
+def cut_at(answer: str, stops: Sequence[str]) -> str:
+    """`answer` up to the first stop string, without white space around it."""
+    found = [index for stop in stops if (index := answer.find(stop)) >= 0]
+    return answer[: min(found)].strip() if found else answer.strip()
 
 
 def check_numbers(*, least: int = 1, **numbers: int) -> None:
     """Raise OptionError, by its name, for a number that is not whole or below `least`."""
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, Integral):
-            raise OptionError(f"{name} must be a whole number, not {number!r:.60}")
+            raise OptionError(f"`{name}` must be a whole number, not {number!r:.60}")
         if number < least:
-            raise OptionError(f"{name} must be at least {least}, not {number}")
+            raise OptionError(f"`{name}` must be at least {least}, not {number}")
+
+
+def check_real(**numbers: float) -> None:
+    """Raise OptionError, by its name, for what is no finite number."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
+            raise OptionError(f"`{name}` must be a number, not {number!r:.60}")
 
 
 def counts_of(numbers: int | Sequence[int]) -> tuple[int, ...]:
@@ -51,36 +77,27 @@ def counts_of(numbers: int | Sequence[int]) -> tuple[int, ...]:
     several = isinstance(numbers, Sequence) and not isinstance(numbers, str)
     counts: Any = tuple(numbers) if several else (numbers,)  # type: ignore[arg-type]
     if not counts:
-        raise OptionError(f"num_gist_tokens must be at least 1, not {numbers}")
+        raise OptionError(f"`num_gist_tokens` must be at least 1, not {numbers}")
     for count in counts:
         check_numbers(num_gist_tokens=count)
     return tuple(int(count) for count in counts)
 
 
-def check_real(**numbers: float) -> None:
-    """Raise OptionError, by its name, for what is no finite number."""
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
-            raise OptionError(f"{name} must be a number, not {number!r:.60}")
-
-
-def check_gist(gist: object) -> Prefix:
-    """The gist (raises OptionError where an instruction or a path stands for one)."""
-    if not isinstance(gist, Prefix):
-        raise OptionError(
-            f"{gist!r:.60} is no gist; compress the instruction, or read a file with Gist.load"
-        )
-    return gist
-
-
 def check_device(device: str | torch.device) -> torch.device:
-    """The device, if this machine has it (raises OptionError)."""
+    """The device, if this machine has it; "auto" is a GPU where there is one.
+
+    Raises:
+        OptionError: it is not available.
+    """
+    if device == "auto":
+        mps = "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else mps)
     try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
+        found = torch.device(device)
+        torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise OptionError(f"device {device!s} is not available here; use device='cpu'") from error
-    return place
+        raise OptionError(f"device {device!s} is not available here; use `device='cpu'`") from error
+    return found
 
 
 def move(model: Any, device: torch.device) -> PreTrainedModel:
@@ -95,47 +112,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     Otherwise dropout would leave a gist to chance, and gradient checkpointing would drop its cache.
     """
-    training = [one for one in model.modules() if one.training] if model.training else []
-    for one in training:
-        one.training = False
+    training = [module for module in model.modules() if module.training] if model.training else []
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        for one in training:
-            one.training = True
-
-
-def pad_left(
-    rows: Sequence[Sequence[int]], pad_id: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Rows of ids as [B, S] ids and their [B, S] mask, 0 at padding."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids.to(device), mask.to(device)
-
-
-def provenance_of(texts: Sequence[str], lengths: Sequence[int]) -> tuple[Provenance, ...]:
-    """Where each row of a gist comes from."""
-    return tuple(
-        Provenance(instruction_hash(text), n) for text, n in zip(texts, lengths, strict=True)
-    )
-
-
-def stops_of(stop_strings: Text | None) -> list[str]:
-    """Stop strings as a list (raises OptionError for one that is empty or no text)."""
-    given = [] if stop_strings is None else stop_strings
-    stops: list[Any] = list(given) if _is_several(given) else [given]
-    for stop in stops:
-        if not isinstance(stop, str) or not stop:
-            raise OptionError(f"stop string {stop!r:.60} is no text, or empty; leave it out")
-    return stops
-
-
-def cut_at(answer: str, stops: Sequence[str]) -> str:
-    """`answer` up to the first stop string, without white space around it."""
-    places = [place for stop in stops if (place := answer.find(stop)) >= 0]
-    return answer[: min(places)].strip() if places else answer.strip()
+        for module in training:
+            module.training = True
 
 
 _SEEDING = threading.RLock()
@@ -146,7 +130,7 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     """Seed torch inside a `with`, and put the caller's random state back; None changes nothing.
 
     torch samples from one generator for the whole process: seeded calls wait for each other, and
-    whoever draws random numbers in another thread meanwhile disturbs them.
+    other threads that draw random numbers meanwhile disturb them.
 
     Raises:
         OptionError: the seed is no whole number from 0 to 2**63 - 1.
@@ -156,8 +140,74 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
         return
     check_numbers(least=0, seed=seed)
     if seed >= 2**63:
-        raise OptionError(f"seed must be below 2**63, not {seed}")
+        raise OptionError(f"`seed` must be below 2**63, not {seed}")
     devices = [device] if device.type == "cuda" else []
     with _SEEDING, torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+class _AsGiven(GenerationConfig):
+    """Options that a checkpoint's own do not complete; what is left out has transformers' default.
+
+    `generate` passes the checkpoint's with `allow_custom_entries`, and nothing else so.
+    """
+
+    def update(
+        self, defaults_only: bool = False, allow_custom_entries: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        given: Mapping[str, Any] = kwargs
+        if allow_custom_entries:
+            given = {name: kwargs[name] for name in SPECIAL_IDS if name in kwargs}
+        unused: dict[str, Any] = super().update(  # type: ignore[no-untyped-call]
+            defaults_only=defaults_only, **given
+        )
+        return unused
+
+
+def decoding_options(
+    *,
+    max_new_tokens: int,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    num_beams: int = 1,
+    num_return_sequences: int = 1,
+    streamed: bool = False,
+    **more: Any,
+) -> GenerationConfig:
+    """Checked options; `more` (special ids, stop strings) goes through unchanged.
+
+    Raises:
+        OptionError: a number out of range, or options that exclude each other.
+    """
+    check_numbers(
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        num_return_sequences=num_return_sequences,
+    )
+    check_numbers(least=0, top_k=top_k)
+    check_real(temperature=temperature, top_p=top_p)
+    if not temperature >= LOWEST_TEMPERATURE or not 0 < top_p <= 1:
+        raise OptionError(
+            f"`temperature` must be at least {LOWEST_TEMPERATURE} (greedy: `do_sample=False`), "
+            "`top_p` in (0, 1]"
+        )
+    if num_return_sequences > num_beams and not (do_sample and num_beams == 1):
+        raise OptionError(
+            f"{num_return_sequences} different answers need `do_sample`, or as many beams"
+        )
+    if streamed and max(num_beams, num_return_sequences) > 1:
+        raise OptionError(
+            "a stream is one answer; leave out `num_beams` and `num_return_sequences`"
+        )
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if do_sample else {}
+    return _AsGiven(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_new_tokens,
+        do_sample=bool(do_sample),
+        num_beams=num_beams,
+        num_return_sequences=num_return_sequences,
+        **sampling,
+        **more,
+    )

@@ -1,8 +1,8 @@
 """Prompts being decoded together, one token a step: what a server needs that `generate` hides.
 
 Where transformers' `generate` begins and ends a batch as one, rows here leave as soon as they are
-done, and (decoder-only) new ones join between two steps. All rows end at the same column; a shorter
-one is padded on its left, as everywhere in this package:
+done, and (decoder-only) new ones join between two steps. All rows end at the same column; shorter
+ones are padded on the left, as everywhere in this package:
 
     columns    0 1 2 3 4 5              join a row of 5           drop row 0
       row 0    . a b c d e                . a b c d e
@@ -25,10 +25,10 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-COLUMNS = 64  # room made at once, so that it is seldom made
+COLUMNS = 64  # added at once, so that tensors are seldom moved
 
 
-class Rows(ABC):
+class KVBatch(ABC):
     """B prompts and what they have answered so far.
 
     Attributes:
@@ -38,7 +38,6 @@ class Rows(ABC):
     logits: Tensor
 
     def __len__(self) -> int:
-        """B."""
         return len(self.logits)
 
     @abstractmethod
@@ -47,19 +46,19 @@ class Rows(ABC):
 
     @abstractmethod
     def join(self, other: Self) -> None:
-        """Take over the rows of another batch, behind those here; the other is used up."""
+        """Append the rows of another batch, which must not be used afterwards."""
 
     @abstractmethod
     def drop(self, rows: Sequence[int]) -> list[int]:
-        """Forget these rows. Row i is then what was row `order[i]`; returns `order`."""
+        """Remove these rows. Row i is then what was row `order[i]`; returns `order`."""
 
     @abstractmethod
     def repeat(self, rows: Sequence[int]) -> None:
-        """Row i becomes what was row `rows[i]`: several answers to a prompt that was read once."""
+        """Row i becomes what was row `rows[i]`, for several answers to one prompt."""
 
 
-class WaveRows(Rows):
-    """Rows that begin together: nobody joins.
+class StaticBatch(KVBatch):
+    """Rows that begin together; none joins later.
 
     Args:
         cache: keys and values, as the first pass left them.
@@ -70,7 +69,6 @@ class WaveRows(Rows):
         self.cache, self.logits = cache, logits
 
     def step(self, tokens: Tensor) -> None:
-        """See `Rows.step`."""
         self.logits = self.forward(tokens[:, None])[:, -1]
 
     @abstractmethod
@@ -78,11 +76,9 @@ class WaveRows(Rows):
         """Logits [B, 1, V] behind `tokens` [B, 1]."""
 
     def join(self, other: Self) -> None:
-        """Nobody joins (an assertion: the adapter says so in `rows_join`)."""
-        raise AssertionError("rows of this family begin together")
+        raise AssertionError("rows of this family begin together")  # see Adapter.rows_join
 
     def drop(self, rows: Sequence[int]) -> list[int]:
-        """See `Rows.drop`."""
         gone = set(rows)
         order = [row for row in range(len(self)) if row not in gone]
         if order:
@@ -92,11 +88,10 @@ class WaveRows(Rows):
         return order
 
     def repeat(self, rows: Sequence[int]) -> None:
-        """See `Rows.repeat`."""
         self.select(torch.tensor(rows, device=self.logits.device))
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows [R], of everything that has rows."""
+        """Keep these rows [R] of everything that has rows."""
         self.cache.batch_select_indices(rows)
         self.logits = self.logits[rows]
 
@@ -111,11 +106,10 @@ class Extent:
 
     @property
     def width(self) -> int:
-        """W."""
         return self.end - self.start
 
 
-class RoomyLayer(CacheLayerMixin):
+class PreallocatedLayer(CacheLayerMixin):
     """One layer's keys and values [rows, H, columns, D], of which `extent` is in use.
 
     What is not in use is finite (zeros, or old values), since a masked column still counts zero
@@ -131,7 +125,7 @@ class RoomyLayer(CacheLayerMixin):
         self.values: Tensor = values
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is left to do."""
+        pass
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -148,15 +142,13 @@ class RoomyLayer(CacheLayerMixin):
         return self.extent.width + query_length, 0
 
     def get_seq_length(self) -> int:
-        """W."""
         return self.extent.width
 
     def get_max_length(self) -> int:
-        """No limit."""
-        return -1
+        return -1  # no limit
 
 
-class RoomyRows(Rows):
+class ContinuousBatch(KVBatch):
     """Rows of a decoder without sliding windows; any row joins at any time.
 
     Args:
@@ -175,11 +167,10 @@ class RoomyRows(Rows):
         self.spans = padding.shape[1] - padding.argmax(-1)
         self.padding = padding[:, None, :, None].clone()  # shaped as the others
         layers: list[Any] = cache.layers
-        self.layers = [RoomyLayer(self.extent, one.keys, one.values) for one in layers]
+        self.layers = [PreallocatedLayer(self.extent, layer.keys, layer.values) for layer in layers]
         self.cache = Cache(layers=list(self.layers))
 
     def step(self, tokens: Tensor) -> None:
-        """See `Rows.step`."""
         used = self.extent
         self._reserve(used.rows, left=0, right=1)
         self.padding[: used.rows, :, used.end] = 1
@@ -194,7 +185,6 @@ class RoomyRows(Rows):
         self.logits = output.logits[:, -1]
 
     def join(self, other: Self) -> None:
-        """See `Rows.join`."""
         used, theirs = self.extent, other.extent
         wider = max(0, theirs.width - used.width)
         self._reserve(used.rows + theirs.rows, left=wider, right=1)
@@ -212,7 +202,7 @@ class RoomyRows(Rows):
         self.logits = torch.cat([self.logits, other.logits])
 
     def drop(self, rows: Sequence[int]) -> list[int]:
-        """See `Rows.drop`. The last rows move into the gaps; columns of padding alone are cut."""
+        """The last rows move into the gaps; columns of padding alone are cut."""
         used, order = self.extent, list(range(self.extent.rows))
         for row in sorted(rows, reverse=True):
             last = order.pop()
@@ -231,7 +221,6 @@ class RoomyRows(Rows):
         return order
 
     def repeat(self, rows: Sequence[int]) -> None:
-        """See `Rows.repeat`."""
         chosen = torch.tensor(rows, device=self.lengths.device)
         for layer in self.layers:
             layer.keys, layer.values = layer.keys[chosen], layer.values[chosen]
@@ -244,7 +233,7 @@ class RoomyRows(Rows):
         return [t for layer in self.layers for t in (layer.keys, layer.values)] + [self.padding]
 
     def _reserve(self, rows: int, *, left: int, right: int) -> None:
-        """See to it that there is room for so many rows, and columns on either side."""
+        """Make room for so many rows, and columns on either side."""
         used, (depth, _, columns, _) = self.extent, self.padding.shape
         if rows <= depth and left <= used.start and used.end + right <= columns:
             return

@@ -1,4 +1,6 @@
-"""Reading models and tokenizers, and teaching a plain one the `<GIST>` token.
+"""Reading models and tokenizers, and adding the `<GIST>` token to a plain one.
+
+    folder or hub id ── whole_model ──> config ──> tokenizer, gist config ──> weights
 
 Knows transformers' file layout and the quirks of published checkpoints; knows nothing of masks.
 """
@@ -26,9 +28,10 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
-from gistkit.errors import ModelNotFoundError, OptionError
+from gistkit.errors import ModelNotFoundError, NotAGistModelError, OptionError
 from gistkit.models.config import FILE_NAME, GistConfig
 from gistkit.models.families import adapter_class
+from gistkit.models.inputs import check_device, move
 from gistkit.prompts import GIST_TOKEN
 
 TOY = "toy"
@@ -43,14 +46,56 @@ DTYPES = {
     "fp16": torch.float16,
 }
 
-
-PLAINLY = {
+REASONS = {
     "ignore_mismatched_sizes": "its weights do not fit its config.json",
     "Couldn't instantiate the backend tokenizer": "it has no tokenizer, or a damaged one",
     "Should have a `model_type` key": "there is no config.json in it that says what model it is",
     "contains custom code": "it comes with code of its own, which gistkit does not run",
 }
-"""What some of transformers' complaints mean here."""
+"""What some of transformers' messages mean here."""
+
+
+def load_gist_model(
+    path_or_hub_id: str,
+    *,
+    dtype: str | torch.dtype,
+    device: str | torch.device,
+    cache_dir: str | None = None,
+    weight_diff_base: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, GistConfig]:
+    """All parts of a gist model; arguments and errors as `GistModel.from_pretrained`."""
+    parsed, target = parse_dtype(dtype), check_device(device)
+    path = whole_model(resolve(path_or_hub_id), weight_diff_base, cache_dir=cache_dir)
+    model_config = load_config(path, cache_dir=cache_dir)
+    tokenizer = load_tokenizer(path, cache_dir=cache_dir)
+    config = load_gist_config(path, cache_dir=cache_dir)
+    if GIST_TOKEN not in tokenizer.get_vocab():
+        raise NotAGistModelError(
+            f"{path} is not a gist model: its tokenizer has no {GIST_TOKEN}; train it first "
+            "(gistkit train), or start from it with GistModel.from_base"
+        )
+    model = load_model(path, model_config, dtype=parsed, cache_dir=cache_dir)
+    if config is None:
+        config = GistConfig(template=adapter_class(model_config).default_template)
+    return move(model, target), tokenizer, config
+
+
+def whole_model(path: str, weight_diff_base: str | None, *, cache_dir: str | None = None) -> str:
+    """`path`, or the folder where a weight diff and its base were added.
+
+    Raises:
+        OptionError: a weight diff without its base, or a base without a weight diff.
+        ModelNotFoundError: one of them is not there, or damaged.
+        SaveError: no room for their sum.
+    """
+    from gistkit.paper import released  # loaded only when needed, as all of gistkit.paper
+
+    if weight_diff_base is not None:
+        from gistkit.paper.weight_diff import recovered
+
+        return recovered(path, weight_diff_base, cache_dir=cache_dir)
+    released.check_whole(path)
+    return path
 
 
 def resolve(path_or_hub_id: str) -> str:
@@ -91,7 +136,7 @@ def load_config(path: str, *, cache_dir: str | None = None) -> PreTrainedConfig:
         return load_config(base, cache_dir=cache_dir)
     try:
         config = AutoConfig.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False)
-    except Exception as error:  # configs check themselves, with errors of their own
+    except Exception as error:  # configs validate themselves, with errors of their own
         raise _not_found(path, error) from error
     assert isinstance(config, PreTrainedConfig)
     adapter_class(config)
@@ -195,18 +240,25 @@ def load_tokenizer(path: str, *, cache_dir: str | None = None) -> PreTrainedToke
 
 
 def load_gist_config(path: str, *, cache_dir: str | None = None) -> GistConfig | None:
-    """`gist_config.json` of a folder or hub id, or None where there is none."""
+    """`gist_config.json` of a folder or hub id, or what is known of a released checkpoint.
+
+    None where there is neither.
+    """
     local = Path(path) / FILE_NAME
-    if Path(path).is_dir():
-        return GistConfig.load(local) if local.is_file() else None
-    try:
-        return GistConfig.load(Path(hf_hub_download(path, FILE_NAME, cache_dir=cache_dir)))
-    except (EntryNotFoundError, HFValidationError):
-        return None
+    if local.is_file():
+        return GistConfig.load(local)
+    if not Path(path).is_dir():
+        try:
+            return GistConfig.load(Path(hf_hub_download(path, FILE_NAME, cache_dir=cache_dir)))
+        except (EntryNotFoundError, HFValidationError):
+            pass
+    from gistkit.paper.released import released_config
+
+    return released_config(path)
 
 
 def add_gist_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Teach model and tokenizer `<GIST>`; returns its id. Does nothing where both have it.
+    """Add `<GIST>` to model and tokenizer; returns its id. Does nothing where both have it.
 
     The new input and output rows are the mean of the rows in use (the published rule, extended to
     T5's output layer). A padded vocabulary keeps its size: the id takes the first unused row.
@@ -219,10 +271,10 @@ def add_gist_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     used = min(len(tokenizer) - known, rows)
     gist_id = gist_id_of(tokenizer) if known else add_gist_to_tokenizer(tokenizer)
     if gist_id >= rows:
-        said = model.config.tie_word_embeddings  # T5's config says so of a head of its own, too
+        tied = model.config.tie_word_embeddings  # T5's config sets it even with a separate head
         model.config.tie_word_embeddings = layers[1] is None or layers[1].weight is layers[0].weight
         model.resize_token_embeddings(gist_id + 1, mean_resizing=False)
-        model.config.tie_word_embeddings = said
+        model.config.tie_word_embeddings = tied
         layers = [model.get_input_embeddings(), model.get_output_embeddings()]
     with torch.no_grad():
         for layer in layers:
@@ -260,7 +312,7 @@ def _file(path: str, name: str, cache_dir: str | None) -> str | None:
 
 
 def _remember_legacy(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let `save_pretrained` write what transformers forgets, and would assume otherwise later."""
+    """Let `save_pretrained` write what transformers omits, and would assume otherwise later."""
     if isinstance(tokenizer, LlamaTokenizer):
         tokenizer.init_kwargs["legacy"] = tokenizer.legacy
 
@@ -278,7 +330,7 @@ def _is_early_llama(folder: Path) -> bool:
 
 def _not_found(path: str, error: Exception) -> ModelNotFoundError:
     text = " ".join(str(error).split()) or repr(error)
-    reason = next((said for sign, said in PLAINLY.items() if sign in text), text)
+    reason = next((reason for sign, reason in REASONS.items() if sign in text), text)
     hub = isinstance(error, OSError | HfHubHTTPError | HFValidationError)
     if hub and "gated" in text:
         reason = "it is gated; ask for access on its page on the hub, then hf auth login"

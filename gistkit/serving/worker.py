@@ -22,10 +22,9 @@ from typing import Self
 import torch
 
 from gistkit.errors import BusyError, UnavailableError
-from gistkit.fidelity.reading import end_tokens
 from gistkit.gist import Gist
 from gistkit.model import GistModel
-from gistkit.models.kv_batch import Rows
+from gistkit.models.kv_batch import KVBatch
 from gistkit.serving.engine import StreamChunk
 from gistkit.serving.sampling import Sequence, sample
 from gistkit.serving.scheduler import FairQueue, Request, Scheduler, Throughput
@@ -45,7 +44,7 @@ class Batch:
         columns: tokens of the longest row at its end; reserved for every row.
     """
 
-    def __init__(self, rows: Rows, sequences: list[Sequence], *, shrinks: bool) -> None:
+    def __init__(self, rows: KVBatch, sequences: list[Sequence], *, shrinks: bool) -> None:
         self._rows, self.sequences, self._shrinks = rows, sequences, shrinks
         self.columns = max(s.request.prepared.total_tokens for s in sequences)
         self._tokens: list[int] = []
@@ -75,7 +74,7 @@ class Batch:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns that memory is reserved for."""
+        """KVBatch and columns that memory is reserved for."""
         return len(self.sequences), self.columns
 
     def join(self, other: Self) -> None:
@@ -132,7 +131,7 @@ class Worker:
         self.running = self.reserved = self.steps = self.tokens = 0
         self.stopped = False
         self._model, self._max_waiting = model, max_waiting
-        self._end_ids = frozenset(end_tokens(model))
+        self._end_ids = frozenset(model.end_tokens)
         self._queue = FairQueue[Request]()
         self._throughput = Throughput()
         self._batches: list[Batch] = []

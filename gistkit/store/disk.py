@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from gistkit.errors import GistFileError, SaveError
-from gistkit.gistfile import GistFile, map_bytes
+from gistkit.gist import GistFile, map_bytes
 from gistkit.store.entry import Entry, read_entry
 from gistkit.store.folder import Folder, Found, Stamp
 from gistkit.store.index import Index, is_damage

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from gistkit.errors import OptionError
-from gistkit.gist import Gist, check_front
-from gistkit.gistfile import GistFile, damaged
+from gistkit.gist import Gist, GistFile, check_front, damaged
 from gistkit.store.key import GistKey
 
 ID = re.compile(r"[0-9a-f]{64}")

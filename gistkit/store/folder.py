@@ -18,8 +18,7 @@ from pathlib import Path
 from torch import Tensor
 
 from gistkit.errors import GistMismatchError
-from gistkit.gist import Gist
-from gistkit.gistfile import GistFile, damaged, map_bytes
+from gistkit.gist import Gist, GistFile, damaged, map_bytes
 from gistkit.store.entry import ID, Entry, Label, content_id, read_entry
 
 SUFFIX = ".safetensors"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gistkit.errors import GistFileError, MissingExtraError, OptionError
-from gistkit.gistfile import GistFile, front_length
+from gistkit.gist import GistFile, front_length
 from gistkit.store.entry import ID, Entry, read_entry
 from gistkit.store.folder import SUFFIX, Found, check
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from gistkit import Gist, GistModel
 from gistkit.benchmark.sanity import Check, Difference, check
 from gistkit.models import decoder, encoder_decoder
-from gistkit.models.decoder import CausalAdapter
+from gistkit.models.decoder import DecoderAdapter
 from gistkit.models.families import FAMILIES
 from gistkit.testing import tiny_gist_model
 from tests.benchmark.benchmark_command import AsJson, Command
@@ -129,7 +129,7 @@ def test_the_column_before_the_gist_is_kept(
 
 def test_a_gist_at_the_wrong_position(llama: GistModel, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = llama.adapter
-    assert isinstance(adapter, CausalAdapter)
+    assert isinstance(adapter, DecoderAdapter)
 
     def compress(ids: Tensor, padding: Tensor, k: int) -> dict[str, Tensor]:
         positions = torch.arange(1 + k - ids.shape[1], 1 + k).expand(ids.shape)

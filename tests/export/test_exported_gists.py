@@ -15,7 +15,8 @@ from gistkit.errors import GistFileError, GistMismatchError, OptionError, Unsupp
 from gistkit.export import FORMATS, export, restore
 from gistkit.gist import Gist
 from gistkit.model import GistModel
-from gistkit.models.families import ROTARY_DECODERS
+from gistkit.models.decoder import DecoderAdapter
+from gistkit.models.families import FAMILIES
 from gistkit.store import GistStore
 from gistkit.testing import tiny_gist_model
 
@@ -112,7 +113,7 @@ def test_peft_answers_from_an_adapter(model: GistModel, gist: Gist, tmp_path: Pa
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("family", ROTARY_DECODERS)
+@pytest.mark.parametrize("family", [n for n, f in FAMILIES.items() if f.adapter is DecoderAdapter])
 def test_every_decoder_family(family: str, tmp_path: Path) -> None:
     windows = {"sliding_window": 16} if family in ("mistral", "gemma2", "gemma3_text") else {}
     model = tiny_gist_model(family, num_gist_tokens=[3], **windows)

@@ -6,12 +6,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gistkit.errors import UnsupportedModelError
-from gistkit.integrations.kv_cache import (
-    TESTED_MODELS,
-    CacheLayout,
-    rope_frequencies,
-    rotate_keys,
-)
+from gistkit.integrations.kv_cache import CacheLayout
+from gistkit.models.families import FAMILIES, key_frequencies
+from gistkit.models.rotary import moved
 from gistkit.testing import tiny_gist_model, tiny_model
 
 BLOCK, HEADS, SIZE = 4, 2, 8
@@ -57,7 +54,7 @@ def test_a_cache_that_forgets_is_refused() -> None:
         )
 
 
-@pytest.mark.parametrize("family", TESTED_MODELS)
+@pytest.mark.parametrize("family", [name for name, row in FAMILIES.items() if row.keys_move])
 @pytest.mark.parametrize(
     "rope",
     [
@@ -81,8 +78,8 @@ def test_keys_read_from_position_0_on_become_those_of_compress(
     targets = torch.arange(3)
     for number, (keys, *_) in enumerate(cache):
         last = keys[0, :, -3:].transpose(0, 1)
-        turned = rotate_keys(
-            last, targets + ids.shape[1] - 3, targets, rope_frequencies(model.hf_model.config)
+        turned = moved(
+            last, targets + ids.shape[1] - 3, targets, key_frequencies(model.hf_model.config)
         )
         wanted = expected.tensors[f"layers.{number}.keys"][0].transpose(0, 1)
         torch.testing.assert_close(turned, wanted, atol=1e-5, rtol=1e-5)
@@ -90,7 +87,7 @@ def test_keys_read_from_position_0_on_become_those_of_compress(
 
 def test_other_rotary_embeddings_are_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="gpt_neox"):
-        rope_frequencies(tiny_model("gpt_neox").config)
+        key_frequencies(tiny_model("gpt_neox").config)
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     with pytest.raises(UnsupportedModelError, match="dynamic"):
-        rope_frequencies(tiny_model("llama", rope_parameters=rope).config)
+        key_frequencies(tiny_model("llama", rope_parameters=rope).config)

@@ -90,7 +90,7 @@ def test_gist_instructions_or_neither(model: GistModel) -> None:
         brief(model, INPUTS),
     ]
     assert len({tuple(a) for a in answers}) == 3
-    with pytest.raises(OptionError, match="give a gist or instructions, not both"):
+    with pytest.raises(OptionError, match="give `gist` or `instructions`, not both"):
         brief(model, "x", model.compress("Greet."), instructions="Greet.")
 
 

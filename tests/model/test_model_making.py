@@ -24,7 +24,7 @@ def test_from_base_teaches_the_token(model: GistModel) -> None:
 
 @pytest.mark.parametrize("k", [0, -1, (), (1, 0)])
 def test_from_base_needs_a_sensible_k(k: Any) -> None:
-    with pytest.raises(OptionError, match="num_gist_tokens must be at least 1"):
+    with pytest.raises(OptionError, match="`num_gist_tokens` must be at least 1"):
         GistModel.from_base(tiny_model("llama"), byte_tokenizer(), num_gist_tokens=k)
 
 
@@ -58,5 +58,5 @@ def test_unproved_families_are_refused_with_a_reason(kind: str, reason: str) -> 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense", "cpu:x"])
 def test_a_device_that_is_not_here(device: str) -> None:
-    with pytest.raises(OptionError, match="is not available here; use device='cpu'"):
+    with pytest.raises(OptionError, match="is not available here; use `device='cpu'`"):
         GistModel.from_base(tiny_model("llama"), byte_tokenizer(), device=device)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from gistkit.errors import NotAGistModelError
-from gistkit.models.card import model_card
 from gistkit.models.config import FILE_NAME, GistConfig
 
 FULL = GistConfig(
@@ -69,11 +68,11 @@ def test_fields_of_a_later_version_are_named(tmp_path: Path) -> None:
 
 
 def test_the_card_says_what_is_known() -> None:
-    card = model_card(FULL, "llama")
+    card = FULL.model_card("llama")
     assert "| gist tokens (k) | 2, 1 |" in card
     assert "| trained under | gist, pos_control |" in card
     assert "base_model: somebody/base" in card
     assert '"seen": 0.5' in card
-    bare = model_card(GistConfig(), "t5")
+    bare = GistConfig().model_card("t5")
     assert "base_model:" not in bare
     assert "| base model | random weights |" in bare

@@ -1,4 +1,4 @@
-"""Rows decoded step by step answer as `generate` does, whoever joins and leaves meanwhile."""
+"""KVBatch decoded step by step answer as `generate` does, whoever joins and leaves meanwhile."""
 
 import random
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gistkit.gist import Gist, Prefix
 from gistkit.model import GistModel
-from gistkit.models.kv_batch import COLUMNS, RoomyRows, Rows
+from gistkit.models.kv_batch import COLUMNS, ContinuousBatch, KVBatch
 from gistkit.testing import EOS, FIRST_BYTE, PAD, tiny_gist_model
 
 ANSWER = 12
@@ -21,7 +21,7 @@ PROMPTS = [
 ]
 
 
-def begin(model: GistModel, inputs: list[str], prefix: Prefix | None) -> Rows:
+def begin(model: GistModel, inputs: list[str], prefix: Prefix | None) -> KVBatch:
     ids, padding = model.pad([model.encoder.input(text) for text in inputs])
     return model.adapter.begin(ids, padding, prefix, gist_id=model.gist_id)
 
@@ -35,7 +35,7 @@ def said(model: GistModel, tokens: list[int]) -> str:
     return model.tokenizer.decode(ended, skip_special_tokens=True).strip()
 
 
-def greedy(rows: Rows) -> Tensor:
+def greedy(rows: KVBatch) -> Tensor:
     return rows.logits.argmax(-1)
 
 
@@ -76,7 +76,7 @@ def test_rows_that_join_and_leave_at_random_do_not_disturb_each_other(seed: int)
     lengths = {n: length for n, _, _, length in waiting}
     running: list[int] = []
     made: dict[int, list[int]] = {n: [] for n in wanted}
-    rows: Rows | None = None
+    rows: KVBatch | None = None
     while waiting or running:
         while waiting and (not running or chance.random() < 0.1):
             number, kept, text, _ = waiting.pop()
@@ -102,7 +102,7 @@ def test_rows_that_join_and_leave_at_random_do_not_disturb_each_other(seed: int)
 def test_the_last_rows_fill_the_gaps_and_columns_of_padding_are_cut() -> None:
     model = tiny_gist_model()
     rows = begin(model, ["a much longer input than the others", "b", "cc", "d"], None)
-    assert isinstance(rows, RoomyRows)
+    assert isinstance(rows, ContinuousBatch)
     wide = rows.extent.width
     assert rows.drop([0]) == [3, 1, 2]
     assert rows.extent.width == wide - (len("a much longer input than the others") - 2)
@@ -112,7 +112,7 @@ def test_the_last_rows_fill_the_gaps_and_columns_of_padding_are_cut() -> None:
 def test_steps_write_in_place() -> None:
     model = tiny_gist_model()
     rows = begin(model, ["a", "b"], None)
-    assert isinstance(rows, RoomyRows)
+    assert isinstance(rows, ContinuousBatch)
     rows.step(greedy(rows))
     places = [layer.keys.data_ptr() for layer in rows.layers]
     for _ in range(COLUMNS // 2):

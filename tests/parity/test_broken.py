@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gistkit.gist import Gist
 from gistkit.models import decoder, encoder_decoder
-from gistkit.models.decoder import CausalAdapter
+from gistkit.models.decoder import DecoderAdapter
 from tests.parity.paths import (
     FAMILY_NAMES,
     TOLERANCE,
@@ -31,7 +31,7 @@ ROWS = draw(60, [(20, 2, 5), (7, 2, 5)])
 def gists_at(first: int) -> Gist:
     """The gists of ROWS, made as if they stood at positions `first` .. first + 1."""
     model = adapter("llama")
-    assert isinstance(model, CausalAdapter)
+    assert isinstance(model, DecoderAdapter)
     ids, padding = pad([row.prompt for row in ROWS], "left")
     positions = torch.arange(ids.shape[1]).expand(ids.shape) + first + 2 - ids.shape[1]
     with torch.no_grad():

@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gistkit.errors import GistFileError
-from gistkit.gist import Gist, Provenance
-from gistkit.gistfile import MAX_HEADER, GistFile, map_bytes
+from gistkit.gist import MAX_HEADER, Gist, GistFile, Provenance, map_bytes
 
 
 def gist_of(*, size: int, dtype: torch.dtype = torch.float32, layers: int = 1) -> Gist:
@@ -132,7 +131,7 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(gist_of(size=3).save(tmp_path / "g"))
     for name in ("pipe", "link", "."):
-        with pytest.raises(OSError, match="no ordinary file"):
+        with pytest.raises(OSError, match="no regular file"):
             map_bytes(tmp_path / name, follow_symlinks=False)
     assert Gist.load(tmp_path / "link").lengths == (1,)
 

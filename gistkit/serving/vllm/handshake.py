@@ -23,7 +23,6 @@ from typing import Self
 import httpx2
 
 from gistkit.errors import OptionError, PromptError, SaveError, UnavailableError
-from gistkit.fidelity.reading import end_tokens
 from gistkit.gist import Gist
 from gistkit.model import GistModel
 from gistkit.serving.engine import Prepared
@@ -73,7 +72,7 @@ class Identity:
             "template": model.config.template,
             "num_gist_tokens": model.config.num_gist_tokens,
             "gist_id": model.gist_id,
-            "ends": sorted(end_tokens(model)),
+            "ends": sorted(model.end_tokens),
             "shapes": sorted(
                 (name, list(t.shape)) for name, t in model.hf_model.named_parameters()
             ),

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gistkit.fidelity.reading import end_tokens
 from gistkit.gist import instruction_hash
 from gistkit.model import GistModel
 from gistkit.serving.engine import Prepared, Sampling, StreamChunk
@@ -98,7 +97,7 @@ class JobFactory:
 
     def __init__(self, model: GistModel, name: str) -> None:
         self.model, self._name = model, name
-        self._ends = end_tokens(model)
+        self._ends = model.end_tokens
 
     def answers(self, prepared: Prepared, *, whole: bool) -> list[Job]:
         """One job for all greedy answers, or one for each sampled one."""

@@ -10,7 +10,6 @@ from gistkit.model import GistModel
 from gistkit.models import loading
 from gistkit.models.config import GistConfig
 from gistkit.models.families import adapter_class
-from gistkit.paper.weights.released import released_config
 from gistkit.prompts import GIST_TOKEN
 
 
@@ -56,7 +55,7 @@ def tokenizer_model(
             f"{path} is not a gist model: its tokenizer has no {GIST_TOKEN}; train it first "
             "(gistkit train)"
         )
-    config = loading.load_gist_config(path, cache_dir=cache_dir) or released_config(path)
+    config = loading.load_gist_config(path, cache_dir=cache_dir)
     if config is None:
         config = GistConfig(template=adapter_class(model_config).default_template)
     with torch.device("meta"):  # shapes only

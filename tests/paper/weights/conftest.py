@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gistkit.paper.weights.diff import make_diff
+from gistkit.paper.weight_diff import make_diff
 from tests.paper.weights.stand_ins import (
     SMALL,
     make_base,

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gistkit.model import GistModel
-from gistkit.paper.weights.tensors import WeightFiles
+from gistkit.paper.weight_files import WeightFiles
 from gistkit.testing import VOCABULARY, byte_tokenizer, tiny_gist_model, tiny_model
 
 SMALL = 40_000

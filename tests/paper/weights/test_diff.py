@@ -10,11 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from gistkit.errors import ModelNotFoundError, OptionError, SaveError
 from gistkit.model import GistModel
-from gistkit.paper.weights import writing
-from gistkit.paper.weights.corrections import correct, corrections
-from gistkit.paper.weights.diff import make_diff, recover
-from gistkit.paper.weights.manifest import CORRECTIONS, FILE_NAME
-from gistkit.paper.weights.verify import verify
+from gistkit.paper import weight_files
+from gistkit.paper.manifest import CORRECTIONS, MANIFEST, correct, corrections
+from gistkit.paper.weight_diff import make_diff, recover, verify
 from gistkit.testing import VOCABULARY, tiny_model
 from tests.paper.weights.stand_ins import (
     SMALL,
@@ -155,7 +153,7 @@ def test_a_base_that_differs_in_one_bit(copied: Path, monkeypatch: pytest.Monkey
         weights[name].view(torch.int32)[3, 5] ^= 1
 
     damage(copied / "raw", flip)
-    monkeypatch.setattr(writing, "whole_folder", None)  # nothing is begun
+    monkeypatch.setattr(weight_files, "whole_folder", None)  # nothing is begun
     refused(copied, OptionError, r"is not the base of .*mlp.* holds other numbers")
 
 
@@ -221,7 +219,7 @@ def test_an_index_of_something_else(copied: Path, where: object, words: str) -> 
         path.write_text(before)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", FILE_NAME])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", MANIFEST])
 def test_json_without_a_bottom(copied: Path, name: str) -> None:
     (copied / "diff" / name).write_text('{"a":' * 100_000)
     refused(copied, ModelNotFoundError, "cannot (be )?read")
@@ -255,7 +253,7 @@ def test_a_pickle_that_would_run(copied: Path) -> None:
             return Path.touch, (copied / "made",)
 
     torch.save({"model.embed_tokens.weight": Hostile()}, copied / "raw/pytorch_model.bin")
-    refused(copied, ModelNotFoundError, "something else than tensors; nothing in it was run")
+    refused(copied, ModelNotFoundError, "holds more than tensors; nothing in it was run")
     assert not (copied / "made").exists()
 
 
@@ -264,7 +262,7 @@ def test_no_room_and_a_folder_in_use(copied: Path, monkeypatch: pytest.MonkeyPat
     (copied / "out/precious").touch()
     refused(copied, SaveError, "out exists already; choose another folder")
     (copied / "out/precious").unlink()
-    monkeypatch.setattr(writing, "SPARE", 1 << 60)
+    monkeypatch.setattr(weight_files, "SPARE", 1 << 60)
     refused(copied, SaveError, "GB are free; free space or choose another place")
     monkeypatch.undo()
     recover(copied / "raw", copied / "diff", copied / "out")  # an empty folder is none
@@ -300,10 +298,10 @@ def test_rows_that_changed_places(copied: Path) -> None:
     refused(copied, ModelNotFoundError, r"diff is damaged: with it \S+mlp\S+ does not become")
 
 
-@pytest.mark.parametrize("name", [CORRECTIONS, FILE_NAME, "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("name", [CORRECTIONS, MANIFEST, "config.json", "tokenizer.json"])
 def test_a_file_beside_the_weights_is_damaged(copied: Path, name: str) -> None:
     path = copied / "diff" / name
-    assert json.loads((copied / "diff" / FILE_NAME).read_text())["tensors"]
+    assert json.loads((copied / "diff" / MANIFEST).read_text())["tensors"]
     path.write_bytes(path.read_bytes()[:-9])
     refused(copied, ModelNotFoundError, f"{name}.*(fetch (it|the diff|or make)|give the folder)")
     with pytest.raises(ModelNotFoundError):

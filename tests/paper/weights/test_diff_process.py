@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gistkit.paper.weights.manifest import FILE_NAME
+from gistkit.paper.manifest import MANIFEST
 from tests.paper.weights.stand_ins import (
     contents,
     same_bits,
@@ -18,7 +18,7 @@ from tests.paper.weights.stand_ins import (
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from gistkit.paper.weights.diff import recover
+from gistkit.paper.weight_diff import recover
 raw, diff, out = map(Path, sys.argv[1:4])
 for tensor in (0, 1, 7, int(sys.argv[4])):
     def progress(what, done, total):
@@ -35,7 +35,7 @@ recover(raw, diff, out)
 MEASURED = """
 import sys
 from pathlib import Path
-from gistkit.paper.weights.diff import make_diff, recover
+from gistkit.paper.weight_diff import make_diff, recover
 raw, tuned, diff, out = map(Path, sys.argv[1:5])
 make_diff(raw, tuned, diff, shard_bytes=int(sys.argv[5]))
 recover(raw, diff, out, shard_bytes=int(sys.argv[5]))
@@ -45,7 +45,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 def test_killed_at_some_tensor_nothing_is_left_in_the_way(copied: Path) -> None:
     paths = [str(copied / name) for name in ("raw", "diff", "out")]
-    count = len(json.loads((copied / "diff" / FILE_NAME).read_text())["tensors"])
+    count = len(json.loads((copied / "diff" / MANIFEST).read_text())["tensors"])
     subprocess.run([sys.executable, "-c", KILLED, *paths, str(count)], check=True)
     assert sorted(path.name for path in copied.iterdir()) == ["diff", "out", "raw", "tuned"]
     assert same_bits(contents(copied / "out"), contents(copied / "tuned"))

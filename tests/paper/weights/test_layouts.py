@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from gistkit.errors import OptionError, SaveError
-from gistkit.paper.weights import writing
-from gistkit.paper.weights.automatic import recovered
-from gistkit.paper.weights.diff import make_diff, recover
-from gistkit.paper.weights.tensors import WeightFiles
+from gistkit.paper import weight_files
+from gistkit.paper.weight_diff import make_diff, recover, recovered
+from gistkit.paper.weight_files import WeightFiles
 from gistkit.testing import tiny_model
 from tests.paper.weights.stand_ins import (
     contents,
@@ -93,7 +92,7 @@ def test_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writing.TensorFile, "append", full)
+    monkeypatch.setattr(weight_files.TensorFile, "append", full)
     with pytest.raises(SaveError, match=r"could not write .*diff: No space left on device; free"):
         make_diff(tmp_path / "raw", tmp_path / "tuned", tmp_path / "diff")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "tuned"]

@@ -15,11 +15,11 @@ from gistkit.cli import main
 from gistkit.errors import ModelNotFoundError, OptionError
 from gistkit.model import GistModel
 from gistkit.models.loading import load_tokenizer
-from gistkit.paper.weights import released, verify
-from gistkit.paper.weights.base import ROTARY
-from gistkit.paper.weights.diff import recover
-from gistkit.paper.weights.released import RELEASED, Released
-from gistkit.paper.weights.tensors import WeightFiles
+from gistkit.paper import released, weight_diff
+from gistkit.paper.base_model import ROTARY
+from gistkit.paper.released import RELEASED, Released
+from gistkit.paper.weight_diff import recover
+from gistkit.paper.weight_files import WeightFiles
 from gistkit.testing import tiny_model
 from tests.paper.weights.stand_ins import (
     contents,
@@ -103,12 +103,14 @@ def test_the_published_command(
 
 
 def test_a_diff_without_its_base(place: Path) -> None:
-    with pytest.raises(OptionError, match=r"gist-1 is a weight diff; give .*--base_llama_path"):
+    with pytest.raises(OptionError, match=r"gist-1 is a weight diff; give .*`weight_diff_base`"):
         GistModel.from_pretrained(DIFFS[0], cache_dir=str(place / "cache"))
 
 
 def test_a_whole_model_with_a_base(place: Path) -> None:
-    with pytest.raises(OptionError, match="flan-t5-xxl-gist-1 is a whole model; leave its base"):
+    with pytest.raises(
+        OptionError, match="gist-1 is a whole model; leave out `weight_diff_base`"
+    ):
         GistModel.from_pretrained(
             "jayelm/flan-t5-xxl-gist-1", weight_diff_base=str(place / "llama-7b")
         )
@@ -172,7 +174,7 @@ def test_the_sum_with_rotary_buffers_in_the_files_or_not(
     bare_base = drop_rotary(base, tmp_path / "base")
     bare_diff = drop_rotary(diff, tmp_path / "llama-7b-gist-1")
     for raw, change in [(base, diff), (bare_base, diff), (base, bare_diff), (bare_base, bare_diff)]:
-        verdict = verify.verify(change, raw=raw)
+        verdict = weight_diff.verify(change, raw=raw)
         assert verdict.published_sum == known
         assert verdict.weight_sum == pytest.approx(known, abs=1e-3)
     recover(bare_base, diff, tmp_path / "out")
@@ -198,7 +200,7 @@ def test_a_wrong_sum_is_refused_and_can_be_overruled(
 def test_the_sum_is_only_for_the_real_ones(place: Path, tmp_path: Path) -> None:
     """The stand-ins have the names, not the shapes."""
     with pytest.raises(OptionError, match="is no released diff; there is nothing to compare"):
-        verify.verify(diff_of(place), raw=place / "llama-7b")
+        weight_diff.verify(diff_of(place), raw=place / "llama-7b")
     recover(place / "llama-7b", diff_of(place), tmp_path / "out")
 
 

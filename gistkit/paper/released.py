@@ -1,6 +1,6 @@
 """The released checkpoints: what each is, and which sum the published check expects.
 
-Nothing here was tried on the real weights, which could not be downloaded where this was written.
+Nothing here was tested on the real weights, which could not be downloaded when it was written.
 """
 
 from collections.abc import Mapping
@@ -8,18 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from gistkit.errors import OptionError
 from gistkit.models.config import GistConfig
+
+MANIFEST = "weight_diff.json"
+"""File name of the manifest that gistkit writes beside a weight diff."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Released:
-    """One of them.
+    """One released checkpoint.
 
     Attributes:
         condition: the masks it was trained under.
         template: its prompt template.
         base: the model it was trained from.
-        shapes: tensor -> shape that tell it from a stand-in of the same name.
+        shapes: shapes of some tensors, which a stand-in of the same name does not have.
         weight_sum: sum of all weights of the tuned model, rotary buffers included; None where the
             release is the whole model and needs no base.
     """
@@ -33,11 +37,11 @@ class Released:
 
     @property
     def is_diff(self) -> bool:
-        """Only the difference to `base` was released."""
+        """Whether only the difference to `base` was released."""
         return self.weight_sum is not None
 
     def gist_config(self) -> GistConfig:
-        """What its `gist_config.json` would say if it had one."""
+        """The `gist_config.json` that it came without."""
         return GistConfig(
             num_gist_tokens=(self.num_gist_tokens,),
             conditions=(self.condition,),
@@ -79,7 +83,7 @@ RELEASED: Mapping[str, Released] = MappingProxyType(
 
 
 def released(path_or_hub_id: str) -> Released | None:
-    """The release of that hub id; also of a folder that is called like one, or holds its download.
+    """The release with that hub id, or whose name or download the folder has.
 
     >>> released("downloads/llama-7b-pos_control-1").condition
     'pos_control'
@@ -93,6 +97,16 @@ def released(path_or_hub_id: str) -> Released | None:
 
 
 def released_config(path_or_hub_id: str) -> GistConfig | None:
-    """What a released checkpoint was taught; None for any other."""
+    """The gist config of a released checkpoint; None for any other."""
     release = released(path_or_hub_id)
     return None if release is None else release.gist_config()
+
+
+def check_whole(path: str) -> None:
+    """Raise OptionError where `path` is known to be a weight diff, which cannot be loaded alone."""
+    release = RELEASED.get(path)
+    if (release is not None and release.is_diff) or (Path(path) / MANIFEST).is_file():
+        raise OptionError(
+            f"{path} is a weight diff; give the model it belongs to (`weight_diff_base`), or "
+            "recover it first (gistkit weights recover)"
+        )

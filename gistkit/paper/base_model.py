@@ -1,4 +1,4 @@
-"""The base model's side of a diff: which of its tensors belongs to which, and its missing row."""
+"""The base of a weight diff: which of its tensors belongs to which, and the row it lacks."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gistkit.errors import ModelNotFoundError, OptionError
-from gistkit.paper.weights.tensors import WeightFiles
+from gistkit.paper.weight_files import WeightFiles
 
 ROTARY = re.compile(r"\.rotary_emb\.inv_freq$")
 """A buffer that LLaMA saved with its weights until 2023, and that transformers computes today."""
@@ -24,36 +24,38 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 class Base:
     """A base model as a tuned one sees it: names, vocabulary and rotary buffers made to fit.
 
+    Args:
+        other: the tuned model's files, or those of its diff.
+
     Raises:
         OptionError: a tensor has another shape, or one of the two models lacks it; names the first.
     """
 
     def __init__(self, folder: Path, other: WeightFiles) -> None:
-        """Args: other: the tuned model's files, or those of its diff."""
         self.files = WeightFiles(folder)
         self._settings = read_config(folder)
         vocabulary = read_config(other.folder).get("vocab_size")
         self.other = other
-        self._places: dict[str, str | None] = {}
+        self._names: dict[str, str | None] = {}
         for name, entry in other.items():
-            place = self._place(name)
-            if place is None and not ROTARY.search(name):
+            own = self._own_name(name)
+            if own is None and not ROTARY.search(name):
                 raise self.misfit(f"it has no {name}")
-            if place is not None:
-                self._check(name, entry.shape, self.files[place].shape, vocabulary)
-            self._places[name] = place
-        used = {*self._places.values(), HEAD, *SHARED}
+            if own is not None:
+                self._check(name, entry.shape, self.files[own].shape, vocabulary)
+            self._names[name] = own
+        used = {*self._names.values(), HEAD, *SHARED}
         for name in self.files:
             if name not in used and not ROTARY.search(name):
                 raise self.misfit(f"it has {name} too")
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Rows as float32, not to be changed; zero where only the tuned model has rows."""
-        place = self._places[name]
-        if place is None:
-            return self._rotary(name)[start:stop]
-        shape = self.files[place].shape
-        rows = self.files.read(place, start, min(stop, shape[0]) if shape else stop).float()
+        own = self._names[name]
+        if own is None:
+            return self._frequencies(prod(self.other[name].shape))[start:stop]
+        shape = self.files[own].shape
+        rows = self.files.read(own, start, min(stop, shape[0]) if shape else stop).float()
         short = stop - start - len(rows)
         return torch.cat([rows, rows.new_zeros(short, *shape[1:])]) if short else rows
 
@@ -67,7 +69,7 @@ class Base:
         half = int(self._settings["hidden_size"]) // int(self._settings["num_attention_heads"]) // 2
         return int(self._settings["num_hidden_layers"]) * float(self._frequencies(half).sum())
 
-    def _place(self, name: str) -> str | None:
+    def _own_name(self, name: str) -> str | None:
         if name in self.files:
             return name
         names = SHARED if name in SHARED else {EMBEDDING} if name == HEAD else set()
@@ -83,16 +85,13 @@ class Base:
         if not rows or own[1:] != shape[1:]:
             raise self.misfit(f"{name} is {list(own)} there and {list(shape)} here")
 
-    def _rotary(self, name: str) -> Tensor:
-        return self._frequencies(prod(self.other[name].shape))
-
     def _frequencies(self, half: int) -> Tensor:
         theta = float(self._settings.get("rope_theta") or 10000.0)
         frequencies: Tensor = 1.0 / theta ** (torch.arange(0, 2 * half, 2).float() / (2 * half))
         return frequencies
 
     def misfit(self, how: str) -> OptionError:
-        """The error for a model that is not the base, one line."""
+        """The error for a model that is not the base."""
         return OptionError(
             f"{self.files.folder} is not the base of {self.other.folder}: {how}; give the model "
             "that it was tuned from"

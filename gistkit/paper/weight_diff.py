@@ -1,0 +1,441 @@
+"""Weight diffs: a tuned model as what is to be added to its base, for models of any size.
+
+    raw, tuned ── make_diff ──> diff        raw, diff ── recover ──> tuned, bit for bit
+
+    diff = tuned - raw,  tuned = raw + diff     in float32, the base's vocabulary extended by a zero
+                                                row for `<GIST>` (published weight_diff.py)
+
+Where raw + diff rounds to another number than the tuned one, the diff comes with a correction.
+Tensors pass through a few rows at a time. Knows nothing of gists but the row that the base lacks.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub.constants import HF_HOME
+from torch import Tensor
+
+from gistkit.errors import ModelNotFoundError, OptionError, SaveError
+from gistkit.models import loading
+from gistkit.models.config import FILE_NAME as GIST_CONFIG
+from gistkit.paper.base_model import Base
+from gistkit.paper.manifest import (
+    CORRECTIONS,
+    Corrections,
+    Digest,
+    Manifest,
+    Record,
+    corrections,
+    file_digest,
+)
+from gistkit.paper.released import MANIFEST, RELEASED, Released, released, released_config
+from gistkit.paper.weight_files import (
+    SHARD,
+    TensorFile,
+    WeightFiles,
+    check_room,
+    in_shards,
+    num_bytes,
+    tensor_file,
+    whole_folder,
+    write_index,
+)
+
+BESIDE = (
+    "config.json", "generation_config.json", "gist_config.json", "tokenizer.json",
+    "tokenizer.model", "spiece.model", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "README.md",
+)  # fmt: skip
+"""Other files of a model, which are copied."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, tensors done, and tensors in all."""
+
+TOLERANCE = 0.5
+"""Of the sum of all weights. The published check allowed 0.01 for a float32 sum in a certain order;
+some 300 additions near 50,000 round by up to 0.002 each, and ours rounds nothing. The three sums
+differ by 44 or more."""
+
+FOLDER = "recovered"
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def make_diff(
+    raw: Path, tuned: Path, out: Path, *, shard_bytes: int = SHARD, progress: Progress = silent
+) -> Manifest:
+    """Write the difference between a tuned model and its base to the new folder `out`.
+
+    Args:
+        raw, tuned: folders of models; float32, bfloat16 or float16, in any shards.
+        shard_bytes: size of the files written.
+
+    Returns:
+        The manifest, as it is written beside the diff.
+
+    Raises:
+        ModelNotFoundError: weights are missing or damaged.
+        OptionError: `raw` is not the base of `tuned`.
+        SaveError: no room, or `out` exists.
+    """
+    if (tuned / MANIFEST).is_file():
+        raise OptionError(f"{tuned} is a weight diff already; give the tuned model")
+    after = WeightFiles(tuned)
+    before = Base(raw, after)
+    shapes = {name: (entry.shape, torch.float32) for name, entry in after.items()}
+    size = num_bytes(shapes)
+    shards = in_shards(shapes, limit=shard_bytes)
+    records: dict[str, Record] = {}
+    with whole_folder(out, size) as folder:
+        with tensor_file(folder / CORRECTIONS, after) as notes:
+            for file, names in shards.items():
+                with tensor_file(folder / file, names) as weights:
+                    for name in names:
+                        progress("making the diff", len(records), len(after))
+                        records[name] = _subtract(name, before, after, weights, notes)
+        write_index(folder, shards, size)
+        manifest = Manifest(records, base=raw.name, others=_copy(tuned, folder))
+        manifest.save(folder)
+        progress("making the diff", len(records), len(after))
+    return manifest
+
+
+def recover(
+    raw: Path,
+    diff: Path,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    naive_check: bool = True,
+    name: str | None = None,
+    shard_bytes: int = SHARD,
+    progress: Progress = silent,
+) -> None:
+    """Write the tuned model to the new folder `out`: `diff` added to its base `raw`.
+
+    A diff with a manifest is checked tensor by tensor, its base before anything is written; a
+    released one by the published sum, before the folder gets its name.
+
+    Args:
+        dtype: precision of what is written; default: the tuned model's (released diffs: their own).
+        naive_check: refuse a released model whose sum of weights differs.
+        name: what the diff is called, where its folder is called otherwise (a hub id).
+
+    Raises: as `make_diff`.
+    """
+    wanted = None if dtype is None else loading.parse_dtype(dtype)
+    changes = WeightFiles(diff)
+    before = Base(raw, changes)
+    manifest = Manifest.load(diff)
+    notes = Corrections(diff, manifest)
+    dtypes = {key: entry.dtype for key, entry in changes.items()}
+    if manifest is not None:
+        check_names(changes, manifest.tensors)
+        check_others(diff, manifest)
+        dtypes = {key: record.torch_dtype for key, record in manifest.tensors.items()}
+    shapes = {key: (entry.shape, wanted or dtypes[key]) for key, entry in changes.items()}
+    size = num_bytes(shapes)
+    check_room(out, size)
+    if manifest is not None:
+        check_base(before, manifest, progress)
+    shards = in_shards(shapes, limit=shard_bytes)
+    release = released_as(name or str(diff), changes)
+    done, total = 0, before.rotary_sum() if release else 0.0
+    with whole_folder(out, size) as folder:
+        for file, names in shards.items():
+            with tensor_file(folder / file, names) as weights:
+                for key in names:
+                    progress("recovering", done, len(changes))
+                    digest, part = _add(
+                        key, before, changes, notes, weights, dtypes[key], shapes[key][1]
+                    )
+                    if manifest is not None and digest != manifest.tensors[key].tuned:
+                        raise ModelNotFoundError(
+                            f"{diff} is damaged: with it {key} does not become the tuned one; "
+                            "fetch it again"
+                        )
+                    done, total = done + 1, total + part
+        write_index(folder, shards, size)
+        if naive_check and release is not None:
+            check_sum(release, total, name or str(diff))
+        _copy(diff, folder)
+        _describe(folder, name or str(diff))
+        progress("recovering", done, len(changes))
+
+
+def recovered(
+    diff: str, raw: str, *, cache_dir: str | None = None, progress: Progress = silent
+) -> str:
+    """The folder in the cache with diff and base added, which loads like any model.
+
+    Made by the first call, and again when a file has changed.
+
+    Args:
+        diff: a folder or hub id of a diff.
+        raw: a folder or hub id of its base.
+        cache_dir: where downloads and the result are kept; default: Hugging Face's cache.
+
+    Raises:
+        OptionError: `diff` was released as a whole model; `raw` is not the base.
+        ModelNotFoundError: one of them is not there, or damaged.
+        SaveError: no room for the result.
+    """
+    release = RELEASED.get(diff)
+    if release is not None and not release.is_diff:
+        raise OptionError(f"{diff} is a whole model; leave out `weight_diff_base`")
+    changes, before = fetch(diff, cache_dir), fetch(raw, cache_dir)
+    home = Path(HF_HOME) / "gistkit" if cache_dir is None else Path(cache_dir)
+    out = home / FOLDER / f"{Path(diff).name}-{_state(changes, before)[:16]}"
+    if not out.is_dir():
+        try:
+            recover(before, changes, out, name=diff, progress=progress)
+        except SaveError:
+            if not out.is_dir():  # another process may have made it meanwhile
+                raise
+    return str(out)
+
+
+def fetch(path_or_hub_id: str, cache_dir: str | None = None) -> Path:
+    """The folder of a model, downloaded if need be (raises ModelNotFoundError)."""
+    path = Path(loading.resolve(path_or_hub_id))
+    if path.is_dir():
+        return path
+    return Path(loading.fetch_revision(path_or_hub_id, "main", cache_dir=cache_dir))
+
+
+def _state(*folders: Path) -> str:
+    """Changes when a file does, without reading them."""
+    sha = hashlib.sha256()
+    for folder in folders:
+        for file in sorted(path for path in folder.iterdir() if path.is_file()):
+            real = file.resolve()
+            sha.update(f"{real} {real.stat().st_size} {real.stat().st_mtime_ns}\n".encode())
+    return sha.hexdigest()
+
+
+def _subtract(
+    name: str, before: Base, after: WeightFiles, weights: TensorFile, notes: TensorFile
+) -> Record:
+    """Write tuned - raw of one tensor, and the corrections of raw + diff."""
+    entry = after[name]
+    raw, changed, tuned = Digest(), Digest(), Digest()
+    count = done = 0
+    for start, stop in entry.blocks():
+        value = after.read(name, start, stop)
+        base = before.read(name, start, stop)
+        diff = value.float() - base
+        weights.append(name, diff, scalar=not entry.shape)
+        raw.add(base)
+        changed.add(diff)
+        tuned.add(value)
+        wrong = corrections((base + diff).to(value.dtype), value, done)
+        if len(wrong):
+            notes.append(name, wrong)
+        count += len(wrong)
+        done += value.numel()
+    dtype = str(entry.dtype).removeprefix("torch.")
+    return Record(dtype, entry.shape, str(raw), str(changed), str(tuned), count)
+
+
+def _add(
+    name: str,
+    before: Base,
+    changes: WeightFiles,
+    notes: Corrections,
+    weights: TensorFile,
+    dtype: torch.dtype,
+    written: torch.dtype,
+) -> tuple[str, float]:
+    """Write raw + diff of one tensor; returns the digest and the sum of the tuned one."""
+    entry, digest, total, done = changes[name], Digest(), 0.0, 0
+    for start, stop in entry.blocks():
+        base = before.read(name, start, stop)
+        value = (base + changes.read(name, start, stop)).to(dtype)
+        notes.apply(name, value, done)
+        digest.add(value)
+        total += float(value.double().sum())
+        weights.append(name, value.to(written), scalar=not entry.shape)
+        done += value.numel()
+    return str(digest), total
+
+
+def _copy(source: Path, folder: Path) -> dict[str, str]:
+    """Copy config and tokenizer; returns their digests."""
+    for name in BESIDE:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    return {name: file_digest(folder / name) for name in BESIDE if (folder / name).is_file()}
+
+
+def _describe(folder: Path, name: str) -> None:
+    config = released_config(name)
+    if config is not None and not (folder / GIST_CONFIG).exists():
+        config.save(folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What was compared and found to be equal.
+
+    Attributes:
+        tensors: how many the diff has.
+        checked: which of "diff", "raw", "tuned" were compared, tensor by tensor.
+        weight_sum, published_sum: of a released model, the sum found and the published one.
+    """
+
+    tensors: int
+    checked: tuple[str, ...] = ()
+    weight_sum: float | None = None
+    published_sum: float | None = None
+
+
+def verify(
+    diff: Path,
+    *,
+    raw: Path | None = None,
+    tuned: Path | None = None,
+    name: str | None = None,
+    progress: Progress = silent,
+) -> Verdict:
+    """Compare a diff, and if given its base and the tuned model, with the digests in its manifest.
+
+    Writes nothing. Of a released diff, which has no manifest, the sum of weights is compared.
+
+    Args:
+        name: what the diff is called, where its folder is called otherwise (a hub id).
+
+    Raises:
+        ModelNotFoundError: a file is missing or damaged; a tensor is not what the manifest says.
+        OptionError: `raw` is not the base; nothing is known that could be compared.
+    """
+    files, manifest = WeightFiles(diff), Manifest.load(diff)
+    base = None if raw is None else Base(raw, files)
+    after = None if tuned is None else WeightFiles(tuned)
+    if manifest is None:
+        return _verify_sum(files, base, after, released_as(name or str(diff), files), progress)
+    check_names(files, manifest.tensors)
+    Corrections(diff, manifest)
+    check_others(diff, manifest)
+    _compare(files, {name: r.diff for name, r in manifest.tensors.items()}, "diff", progress)
+    if base is not None:
+        check_base(base, manifest, progress)
+    if after is not None:
+        check_names(after, manifest.tensors)
+        _compare(after, {n: r.tuned for n, r in manifest.tensors.items()}, "tuned", progress)
+    given = {"diff": True, "raw": raw is not None, "tuned": tuned is not None}
+    return Verdict(tensors=len(files), checked=tuple(key for key, value in given.items() if value))
+
+
+def check_base(base: Base, manifest: Manifest, progress: Progress = silent) -> None:
+    """Raise OptionError unless the diff was made from this base; names the first tensor."""
+    digests = _digests(base.read, base.other, manifest.tensors, "checking the base", progress)
+    for name, digest in digests:
+        if digest != manifest.tensors[name].raw:
+            raise base.misfit(f"{name} holds other numbers")
+
+
+def check_names(files: WeightFiles, records: Mapping[str, Record]) -> None:
+    """Raise ModelNotFoundError unless names and shapes are those of the manifest."""
+    for name in [*records, *files]:
+        if name not in files or name not in records or files[name].shape != records[name].shape:
+            raise ModelNotFoundError(
+                f"{files.folder} does not fit {MANIFEST}: {name} is missing, one too many, or of "
+                "another shape; fetch it again"
+            )
+
+
+def check_others(folder: Path, manifest: Manifest) -> None:
+    """Raise ModelNotFoundError where config or tokenizer were changed."""
+    for name, digest in manifest.others.items():
+        file = folder / Path(name).name
+        if not file.is_file() or file_digest(file) != digest:
+            raise ModelNotFoundError(f"{file} is missing or was changed; fetch the diff again")
+
+
+def check_sum(release: Released, weight_sum: float, what: str) -> None:
+    """The published check of integrity (raises OptionError)."""
+    assert release.weight_sum is not None
+    if not abs(weight_sum - release.weight_sum) <= TOLERANCE:  # NaN is no sum either
+        raise OptionError(
+            f"the weights recovered with {what} sum to {weight_sum:.4f}, not to the published "
+            f"{release.weight_sum:.4f}: this is not the base, or files are damaged; to skip this "
+            "check, `naive_check=False`"
+        )
+
+
+def released_as(name: str, files: WeightFiles) -> Released | None:
+    """The released diff of that name and shape; None for others and for stand-ins."""
+    release = released(name)
+    if release is None or not release.is_diff:
+        return None
+    fits = all(k in files and files[k].shape == shape for k, shape in release.shapes.items())
+    return release if fits else None
+
+
+def _compare(
+    files: WeightFiles,
+    digests: Mapping[str, str],
+    which: Literal["diff", "tuned"],
+    progress: Progress,
+) -> None:
+    for name, digest in _digests(files.read, files, digests, f"checking the {which}", progress):
+        if digest != digests[name]:
+            raise ModelNotFoundError(
+                f"{files.folder} is damaged, or another model: {name} in {files[name].file.name} "
+                f"holds other numbers than {MANIFEST} says; fetch it again"
+            )
+
+
+def _digests(
+    read: Callable[[str, int, int], Tensor],
+    files: WeightFiles,
+    names: Collection[str],
+    what: str,
+    progress: Progress,
+) -> Iterator[tuple[str, str]]:
+    """Name and digest of each tensor, read in the blocks of `files`."""
+    for done, name in enumerate(names):
+        progress(what, done, len(names))
+        digest = Digest()
+        for start, stop in files[name].blocks():
+            digest.add(read(name, start, stop))
+        yield name, str(digest)
+    progress(what, len(names), len(names))
+
+
+def _verify_sum(
+    diff: WeightFiles,
+    base: Base | None,
+    tuned: WeightFiles | None,
+    release: Released | None,
+    progress: Progress,
+) -> Verdict:
+    if release is None:
+        raise OptionError(
+            f"{diff.folder} has no {MANIFEST} and is no released diff; there is nothing to compare"
+        )
+    if base is None:
+        raise OptionError(f"{diff.folder} has no {MANIFEST}; give its base, for the sum of both")
+    total = base.rotary_sum()
+    for done, (name, entry) in enumerate(diff.items()):
+        progress("adding up", done, len(diff))
+        for start, stop in entry.blocks():
+            rows = base.read(name, start, stop) + diff.read(name, start, stop)
+            if tuned is not None and not rows.equal(tuned.read(name, start, stop).float()):
+                raise ModelNotFoundError(
+                    f"{tuned.folder} is not {base.files.folder} plus {diff.folder}: {name} differs"
+                )
+            total += float(rows.double().sum())
+    progress("adding up", len(diff), len(diff))
+    check_sum(release, total, str(diff.folder))
+    checked = ("raw", "diff") if tuned is None else ("raw", "diff", "tuned")
+    return Verdict(
+        tensors=len(diff), checked=checked, weight_sum=total, published_sum=release.weight_sum
+    )

@@ -34,9 +34,9 @@ from tests.cli.console import Run
         (["--engine", "vllm", "--vllm-args", "'"], "--vllm-args cannot be read"),
         (["--engine", "vllm", "--vllm-args", "--model x"], "leave --model out of --vllm-args"),
         (["--engine", "vllm", "--vllm-args", "--ssl-keyfile x"], "leave --ssl-... out"),
-        (["--engine", "vllm", "--max-rows", "0"], "max_rows must be at least 1"),
+        (["--engine", "vllm", "--max-rows", "0"], "--max-rows must be at least 1"),
         (["--engine", "vllm", "--device", "cpu"], "--device is for --compressor transformers"),
-        (["--endpoint", "http://a:1", "--max-length", "0"], "max_length must be at least 1"),
+        (["--endpoint", "http://a:1", "--max-length", "0"], "--max-length must be at least 1"),
         (
             ["--endpoint", "http://a:1", "--precision", "bf16"],
             "--precision is chosen where",

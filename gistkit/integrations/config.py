@@ -1,6 +1,8 @@
 """How vLLM must be started to serve gists: written here, read and checked by the connector.
 
-connector_config ── --kv-transfer-config ──> vLLM ──> ConnectorConfig.parse, check_supported
+    connector_config ── --kv-transfer-config ──> vLLM ──> ConnectorConfig.parse, check_supported
+
+Imports nothing of vLLM unless the connector calls.
 """
 
 import os

@@ -211,7 +211,7 @@ def test_check_says_what_is_wrong(tmp_path: Path) -> None:
     async def work(engine: VllmEngine, model: GistModel, fakes: Fakes) -> None:
         await engine.stop()
         fakes[0].names, fakes[1].fault = [], "foreign"
-        with pytest.raises(UnavailableError, match=r"not say what it runs.*kept no gist"):
+        with pytest.raises(UnavailableError, match=r"not say what it runs.*stored no gist"):
             await engine.check()
 
     serving(tmp_path, 2, work)

@@ -82,7 +82,7 @@ class Identity:
 
     @classmethod
     def among(cls, names: Sequence[str]) -> Self | None:
-        """The one among a server's names; None: it has none."""
+        """Find an identity among a server's names; None: there is none."""
         found = next((match for name in names if (match := _NAME.fullmatch(name))), None)
         return None if found is None else cls(*found.groups())
 
@@ -167,7 +167,7 @@ async def prove_compressing(endpoint: Endpoint, jobs: JobFactory, store: GistSto
             await asyncio.to_thread(store.remove, key.id)
     if gist is None:
         raise WrongServerError(
-            f"it kept no gist in {store.place}: it has another store, lacks our connector, or "
+            f"it stored no gist in {store.place}: it has another store, lacks our connector, or "
             "cannot compress this model (`compressor=transformers` may); see its log"
         )
     return gist

@@ -122,7 +122,7 @@ class VllmProcess:
         with process.stdout as lines:
             for line in map(str.rstrip, lines):
                 self._output.append(line)
-                level = next((one for word, one in LEVELS.items() if word in line), logging.DEBUG)
+                level = next((at for word, at in LEVELS.items() if word in line), logging.DEBUG)
                 log.log(level, "output of vLLM", extra={"facts": {"line": line}})
 
     def _restart(self) -> None:

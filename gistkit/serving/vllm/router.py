@@ -1,7 +1,7 @@
 """Which server answers what: the least loaded of those that have the gist in memory.
 
-    submit ──> queue ── room on a server ──> its answer is read ──> Job.chunks
-    check, again and again ──> a server is up or down ──> the queue moves
+    submit ──> queue ── a server has room ──> its answer is read ──> Job.chunks
+    check each server ──> it is up or down ──> jobs start, or move to another server
 
 A server has in memory what it was asked for lately; one with much less to do is preferred all the
 same, and then has it, too. What fails before the client has seen a part of it is retried, once, on
@@ -89,7 +89,7 @@ class Router:
     async def start(self) -> None:
         """Check every server once, then watch them all."""
         await asyncio.gather(*map(self._update, self.endpoints))
-        self._watchers = [asyncio.create_task(self._watch(one)) for one in self.endpoints]
+        self._watchers = [asyncio.create_task(self._watch(e)) for e in self.endpoints]
 
     async def stop(self) -> None:
         """End everything that runs and waits with an UnavailableError."""

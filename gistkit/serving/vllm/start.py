@@ -1,7 +1,9 @@
-"""From the path of a model to an engine on vLLM servers that were checked.
+"""From the path of a model to an engine on vLLM servers.
 
-open_engine(model, store)                         one server, a child process
-open_engine(model, store, endpoint=[URL, ...])    servers started by `server_command`
+    open_engine(model, store)                         one server, a child process
+    open_engine(model, store, endpoint=[URL, ...])    servers started by `server_command`
+
+Servers are checked before the engine is used.
 """
 
 import asyncio
@@ -86,7 +88,7 @@ def open_engine(
     cache_dir: str | None = None,
     **limits: int,
 ) -> Iterator[VllmEngine]:
-    """An engine on vLLM servers that are what they should be.
+    """An engine on vLLM servers that were checked, for a `with` block.
 
     Args:
         model: folder or hub id.
@@ -95,7 +97,7 @@ def open_engine(
         endpoint: URLs of the servers; none: one is started, and ends with the block.
         compressor: what compresses: vLLM, or this process, on `device`; see `VllmEngine`.
         precision: fp32 | bf16 | fp16, of weights and gists.
-        vllm_args: further options of the server that is started, as one text.
+        vllm_args: further options of the server that is started, as one string.
         store_bytes: quota of the store, for the gists that this server makes.
         limits: of `VllmEngine`.
 

@@ -33,7 +33,7 @@ class TokenizerModel(GistModel):
 
     @property
     def fingerprint(self) -> str:
-        """The one given."""
+        """See the class."""
         return self._given_fingerprint
 
 

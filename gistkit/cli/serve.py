@@ -250,7 +250,7 @@ def serve(
                     endpoint=endpoint or (),
                     compressor="vllm" if compressor is Compressor.vllm else "transformers",
                     precision=precision.value,
-                    device=choose_device(device),
+                    device=choose_device(device.value),
                     vllm_args=vllm_args or "",
                     store_bytes=store_bytes,
                     cache_dir=cache_dir,
@@ -262,7 +262,10 @@ def serve(
             from gistkit.serving.transformers_engine import TransformersEngine
 
             loaded = GistModel.from_pretrained(
-                model, dtype=precision.value, device=choose_device(device), cache_dir=cache_dir
+                model,
+                dtype=precision.value,
+                device=choose_device(device.value),
+                cache_dir=cache_dir,
             )
             running = TransformersEngine(loaded, gists, name=name, kv_limit=kv_limit, **given)
         app = make_app(running, gists, settings=settings, keys=keys, local=on_loopback)

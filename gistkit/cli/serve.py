@@ -197,10 +197,10 @@ def serve(
     from gistkit.fidelity import MIN_FIDELITY
     from gistkit.serving.app import make_app
     from gistkit.serving.engine import Engine
-    from gistkit.serving.limits import Settings
-    from gistkit.serving.logs import start_logging
-    from gistkit.serving.run import listen
-    from gistkit.serving.run import serve as run_server
+    from gistkit.serving.observability import start_logging
+    from gistkit.serving.server import check_address, listen
+    from gistkit.serving.server import serve as run_server
+    from gistkit.serving.settings import Settings
     from gistkit.store import GistStore
 
     settings = Settings(
@@ -217,6 +217,7 @@ def serve(
     if print_command:
         from gistkit.serving.vllm.start import server_command
 
+        check_address(host, port)
         emit(
             server_command(
                 model,

@@ -1,1 +1,1 @@
-"""Gists served: the engine that answers, the HTTP front before it, the page to see it."""
+"""The HTTP server (`app`, `server`) and the engines that answer: transformers here, or vLLM."""

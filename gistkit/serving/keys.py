@@ -1,8 +1,8 @@
-"""API keys: who may do what. The file holds names, scopes and SHA-256 hashes, never a key.
+"""API keys and their scopes. The key file holds names, scopes and SHA-256 hashes, never a key.
 
     [{"name": "shop", "sha256": "<64 hex digits>", "scopes": ["chat", "gists:read"]}]
 
-Keys are 256 random bits, which nobody guesses from their hash: a slow hash is for passwords.
+Keys are 256 random bits, which cannot be guessed from a hash: slow hashes are for passwords.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ from gistkit.files import write_bytes
 
 SCOPES = ("chat", "gists:read", "gists:write", "metrics")
 OPEN = ("/health/live", "/health/ready", "/")
-"""Paths that need no key; so does the page's folder: browsers send none for a page."""
+"""Paths that need no key. Nor does the page's folder: browsers send none when they load a page."""
 
 PAGE = "/page/"
 ANY = ""
-"""The scope of what any key may do."""
+"""Allowed with any key."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -32,7 +32,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Somebody's key."""
+    """One key (raises OptionError for an invalid name or scope)."""
 
     name: str
     sha256: str
@@ -41,7 +41,7 @@ class Key:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise OptionError(
-                f"{self.name[:80]!r} is no name for a key; use letters, digits and ._-"
+                f"{self.name[:80]!r} is not a valid key name; use letters, digits and ._-"
             )
         unknown = [scope for scope in self.scopes if scope not in SCOPES]
         if unknown or not self.scopes:
@@ -60,25 +60,25 @@ class Keys:
         """The keys in a file.
 
         Raises:
-            DataError: it cannot be read, or is no file of keys, or an empty one.
+            DataError: it cannot be read, or is not a key file, or has no keys.
         """
         try:
             rows = json.loads(path.read_bytes())
         except OSError as error:
             raise DataError(
-                f"no key file at {path}: {error.strerror}; gistkit serve --new-key makes one"
+                f"no key file at {path}: {error.strerror}; create one with `new_key`"
             ) from error
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path} is no JSON ({error})") from error
+            raise DataError(f"{path} is not valid JSON ({error})") from error
         if not isinstance(rows, list) or not rows:
-            raise DataError(f"{path} holds no list of keys; gistkit serve --new-key makes one")
+            raise DataError(f"{path} holds no list of keys; create one with `new_key`")
         keys = tuple(_key(path, number, row) for number, row in enumerate(rows, 1))
         if len({key.name for key in keys}) < len(keys):
-            raise DataError(f"{path} has two keys of one name")
+            raise DataError(f"{path} has two keys with the same name")
         return cls(keys)
 
     def find(self, token: str) -> Key | None:
-        """Whose key this is. All are compared, and each in constant time."""
+        """The key of a token, or None. Every key is compared, each in constant time."""
         digest = _sha256(token)
         found = None
         for key in self.keys:
@@ -88,27 +88,27 @@ class Keys:
 
 
 def new_key(path: Path, name: str, scopes: Collection[str]) -> str:
-    """Make a key, put its hash into the file, and return it: it cannot be had again.
+    """Create a key, add its hash to the file, and return it; it cannot be recovered later.
 
     Raises:
-        OptionError: no such scope, or the name is taken or no name.
+        OptionError: an unknown scope, or the name is taken or invalid.
         DataError, SaveError: the file cannot be read or written.
     """
     token = f"gist-{secrets.token_urlsafe(32)}"
     key = Key(name, _sha256(token), tuple(scopes) or SCOPES)
     keys: Sequence[Key] = Keys.read(path).keys if path.exists() else ()
     if any(other.name == name for other in keys):
-        raise OptionError(f"{path} has a key named {name!r} already; take its line out first")
+        raise OptionError(f"{path} already has a key named {name!r}; remove its line first")
     lines = ",\n".join(
-        json.dumps({"name": one.name, "sha256": one.sha256, "scopes": list(one.scopes)})
-        for one in (*keys, key)
+        json.dumps({"name": row.name, "sha256": row.sha256, "scopes": list(row.scopes)})
+        for row in (*keys, key)
     )
     write_bytes(path, f"[\n{lines}\n]\n".encode())
     return token
 
 
 def scope_of(method: str, path: str) -> str | None:
-    """What a request needs; None: nothing. What is not known here needs a key all the same."""
+    """The scope that a request needs; None: no key. Unknown paths need a key, too."""
     if path in OPEN or path.startswith(PAGE):
         return None
     if path == "/metrics":
@@ -125,7 +125,9 @@ def _sha256(token: str) -> str:
 def _key(path: Path, number: int, row: Any) -> Key:
     match row:
         case {"name": str(name), "sha256": str(digest), "scopes": list(scopes)} if (
-            len(row) == 3 and _HASH.fullmatch(digest) and all(type(one) is str for one in scopes)
+            len(row) == 3
+            and _HASH.fullmatch(digest)
+            and all(type(scope) is str for scope in scopes)
         ):
             try:
                 return Key(name, digest, tuple(scopes))

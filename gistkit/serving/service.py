@@ -1,30 +1,73 @@
-"""What the routes share: the engine, the store, and what the server may do."""
+"""What all routes share: engine, store and settings; and the gist that a request uses.
+
+status of a request's gist
+    used      it replaces the instruction
+    off       the request has no instruction, or wants no gist
+    refused   it could not be used: the instruction is read in full
+"""
 
 import asyncio
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
-from fastapi import Request
 
-from gistkit.errors import GistFileError, GistMismatchError, SaveError, UnavailableError
-from gistkit.gist import Gist
+from gistkit.errors import (
+    GistError,
+    GistFileError,
+    GistMismatchError,
+    OptionError,
+    PromptError,
+    SaveError,
+    UnavailableError,
+)
+from gistkit.fidelity import fidelity_of
+from gistkit.gist import Gist, instruction_hash
+from gistkit.serving.api_errors import ApiError
 from gistkit.serving.engine import Engine
-from gistkit.serving.gate import Drain
-from gistkit.serving.limits import Settings
-from gistkit.serving.logs import log
-from gistkit.serving.metrics import Metrics
+from gistkit.serving.middleware import Drain
+from gistkit.serving.observability import Metrics, log
+from gistkit.serving.settings import Settings
 from gistkit.store import GistStore
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedGist:
+    """The gist of a request, or why there is none.
+
+    Attributes:
+        status: see above.
+        reason: why it is not used.
+        id: of the gist, if one was found.
+        gist: replaces the instruction; None: read the instruction.
+        instruction_tokens: P of the gist, 0 without one.
+    """
+
+    status: Literal["used", "off", "refused"]
+    reason: str | None = None
+    id: str | None = None
+    gist: Gist | None = None
+    instruction_tokens: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The field `gist` of a response."""
+        return {
+            "id": self.id,
+            "k": self.gist.num_tokens if self.gist is not None else None,
+            "instruction_tokens": self.instruction_tokens or None,
+            "status": self.status,
+            "reason": self.reason,
+        }
 
 
 @dataclass(slots=True)
 class Service:
-    """One server.
+    """One server; routes find it as `request.app.state.service`.
 
     Attributes:
-        engine: what compresses and answers.
-        store: the engine's, too.
+        store: also the engine's.
         ready: whether the engine has started.
     """
 
@@ -34,21 +77,63 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     drain: Drain = field(default_factory=Drain)
     ready: bool = False
-    _own: Gist | None = None
+    _sample: Gist | None = None
 
-    async def load(self, id: str) -> Gist:
-        """A stored gist that this model can take.
+    async def resolve_gist(self, instruction: str, wanted: str, k: int | None) -> ResolvedGist:
+        """The gist for an instruction.
+
+        Args:
+            instruction: "" where the request has none, or a blank one.
+            wanted: "auto", "off" or an id.
+            k: number of gist tokens of a new one; None: the model's default.
 
         Raises:
-            GistFileError, UnavailableError: as `get`.
+            ApiError, GistError: the gist cannot be used, and there is no instruction to read.
+            BusyError: too many instructions are waiting.
+        """
+        if wanted == "off":
+            return ResolvedGist("off", "the request says so")
+        if wanted == "auto" and not instruction:
+            return ResolvedGist("off", "there is no instruction")
+        # gists may be evicted: a request that includes the text is answered all the same
+        auto = wanted == "auto"
+        fall_back = (PromptError, OptionError, SaveError) if auto else (GistError,)
+        try:
+            if auto:
+                id, gist = await self.engine.compress(instruction, k)
+            else:
+                id, gist = wanted, await self._named(wanted, instruction, k)
+        except fall_back as error:
+            if not instruction:
+                raise
+            return ResolvedGist("refused", str(error), None if auto else wanted)
+        (row,) = gist.provenance
+        reason = None if row.fidelity is None else self._unsafe(gist)
+        if reason is None:
+            return ResolvedGist("used", None, id, gist, row.instruction_tokens)
+        if not instruction:
+            raise ApiError(
+                400,
+                f"this gist is not safe: {reason}; send the instruction's text to get an answer "
+                "from it",
+                code="gist_below_min_fidelity",
+                param="gist",
+            )
+        return ResolvedGist("refused", reason, id, None, row.instruction_tokens)
+
+    async def load_gist(self, id: str) -> Gist:
+        """A stored gist that fits this model.
+
+        Raises:
+            GistFileError, UnavailableError: as `get_gist`.
             GistMismatchError: it is another model's.
         """
-        gist = await self.get(id)
-        await self.check(gist)
+        gist = await self.get_gist(id)
+        await self.check_gist(gist)
         return gist
 
-    async def get(self, id: str) -> Gist:
-        """A stored gist, whatever model it is of.
+    async def get_gist(self, id: str) -> Gist:
+        """A stored gist of any model.
 
         Raises:
             GistFileError: there is none.
@@ -59,7 +144,7 @@ class Service:
             try:
                 return self.store.load(id)
             except GistFileError as error:
-                log.info("a gist is not there", extra={"facts": {"why": str(error)}})
+                log.info("gist not found", extra={"facts": {"why": str(error)}})
                 try:
                     self.store.find(id)
                 except GistFileError as broken:
@@ -68,13 +153,13 @@ class Service:
 
         return await asyncio.to_thread(read)
 
-    async def check(self, gist: Gist) -> None:
-        """Raise GistMismatchError unless a gist looks like those that this model makes.
+    async def check_gist(self, gist: Gist) -> None:
+        """Raise GistMismatchError unless a gist has the form of this model's gists.
 
-        A file's fingerprint is only what the file says; activations of another shape would end the
-        answers of everybody in the same batch.
+        A file's fingerprint is only a claim, and activations of another shape would break the
+        answers of all requests in the same batch.
         """
-        own = self._own = self._own or await self._sample()
+        own = self._sample = self._sample or await self._make_sample()
         gist.check(own.model, own.template, 1)
         if _form(gist) != _form(own):
             raise GistMismatchError(
@@ -82,9 +167,29 @@ class Service:
                 "instruction with this model"
             )
 
-    async def _sample(self) -> Gist:
+    async def _named(self, id: str, instruction: str, k: int | None) -> Gist:
+        gist = await self.load_gist(id)
+        (row,) = gist.provenance
+        if instruction and row.instruction_sha256 != instruction_hash(instruction):
+            raise GistMismatchError("this gist was made of another instruction than the request's")
+        if k is not None and k != gist.num_tokens:
+            raise GistMismatchError(f"this gist has {gist.num_tokens} tokens, not {k}")
+        return gist
+
+    def _unsafe(self, gist: Gist) -> str | None:
+        """Why a measured gist must not be used, or None."""
+        try:
+            fidelity = fidelity_of(gist)
+        except GistFileError:
+            return None
+        least = self.settings.min_fidelity
+        if fidelity is None or fidelity.score >= least:
+            return None
+        return f"its fidelity {fidelity.score:.3f} is below {least:g} (`min_fidelity`)"
+
+    async def _make_sample(self) -> Gist:
         """A gist of this model; it does not stay in the store."""
-        # what nobody else asks for, so that nobody's gist is removed
+        # a random instruction, so that it is no client's gist that is removed
         id, gist = await self.engine.compress(f"Answer {secrets.token_hex(8)}.")
         with suppress(SaveError):
             await asyncio.to_thread(self.store.remove, id)
@@ -92,20 +197,13 @@ class Service:
 
 
 def check_finite(gist: Gist) -> None:
-    """Raise GistMismatchError where an activation is no number."""
+    """Raise GistMismatchError for activations that are not finite."""
     if not all(bool(torch.isfinite(tensor).all()) for tensor in gist.tensors.values()):
-        raise GistMismatchError("this gist holds activations that are no numbers")
-
-
-def service_of(request: Request) -> Service:
-    """The server that a request came to."""
-    service = request.app.state.service
-    assert isinstance(service, Service)
-    return service
+        raise GistMismatchError("this gist holds activations that are not finite numbers")
 
 
 def _form(gist: Gist) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Names, types and shapes, but for the number of gist tokens."""
+    """Names, types and shapes, except for the number of gist tokens."""
     return {
         name: (tensor.dtype, (*tensor.shape[1:-2], tensor.shape[-1]))
         for name, tensor in gist.tensors.items()

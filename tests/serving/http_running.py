@@ -1,6 +1,7 @@
 """A real server on loopback, in a thread of this process."""
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,9 +12,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from fastapi import FastAPI
 
 from gistkit.serving.app import make_app
-from gistkit.serving.run import Server, listen
+from gistkit.serving.server import Server, listen
 from gistkit.serving.service import Service
 
 
@@ -56,24 +58,35 @@ def spoken(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     ]
 
 
+class Announcing(Server):
+    """A server that tells when its start is over, its log line included."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(app)
+        self.listening = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+
 @contextmanager
 def running(engine: Any, **options: Any) -> Iterator[Running]:
     """Run a server around an engine."""
     app = make_app(engine, engine.store, **options)
-    socket = listen("127.0.0.1", 0)
-    server = Server(app)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+    listening = listen("127.0.0.1", 0)
+    server = Announcing(app)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
-        while not server.started:
+        while not server.listening.wait(0.1):
             assert thread.is_alive()
-            time.sleep(0.01)
-        port = socket.getsockname()[1]
+        port = listening.getsockname()[1]
         url = f"http://127.0.0.1:{port}"
         with ExitStack() as opened:
             yield Running(url, app.state.service, engine, server, opened)
     finally:
         server.should_exit = True
         thread.join(20)
-        socket.close()
+        listening.close()
         assert not thread.is_alive()

@@ -3,7 +3,7 @@
 from multiprocessing.connection import Connection
 
 from gistkit.serving.app import make_app
-from gistkit.serving.run import Server, listen
+from gistkit.serving.server import Server, listen
 from gistkit.store import GistStore
 from gistkit.testing import tiny_gist_model
 from tests.serving.fake_engine import FakeEngine

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 from gistkit.model import GistModel
 from gistkit.serving import sampling
 from gistkit.serving.engine import Prepared, Sampling, StreamChunk
+from gistkit.serving.responses import encode
 from gistkit.serving.sampling import Sequence
 from gistkit.serving.scheduler import Request
-from gistkit.serving.sse import event
 from gistkit.testing import EOS, byte_tokenizer
 
 
@@ -108,6 +108,6 @@ def test_pieces_of_any_tokens_are_the_text_of_all(kind: str) -> None:
 
 def test_an_event_is_one_line_for_clients_that_split_by_any_line_end() -> None:
     text = "".join(map(chr, range(0x3000))) + "\N{GRINNING FACE}"
-    said = event({"text": text}).decode()
+    said = encode([{"text": text}]).decode()
     assert said.splitlines() == [said.removesuffix("\n\n"), ""]
     assert json.loads(said.removeprefix("data: ")) == {"text": text}

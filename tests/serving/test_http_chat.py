@@ -6,7 +6,7 @@ from typing import Any
 import openai
 import pytest
 
-from gistkit.serving.limits import Settings
+from gistkit.serving.settings import Settings
 from tests.serving.fake_engine import FakeEngine
 from tests.serving.http_running import Running, running
 

@@ -8,8 +8,8 @@ import openai
 import pytest
 
 from gistkit.errors import SaveError
-from gistkit.serving import door
-from gistkit.serving.limits import Settings
+from gistkit.serving import middleware
+from gistkit.serving.settings import Settings
 from tests.serving.fake_engine import FakeEngine
 from tests.serving.http_running import Running, running
 
@@ -55,7 +55,7 @@ def told(response: httpx.Response | Any) -> dict[str, Any]:
             "messages.0.tool_calls",
             "at most 0",
         ),
-        ({"messages": [USER, {"role": "system", "content": "x"}]}, "messages", "beginning only"),
+        ({"messages": [USER, {"role": "system", "content": "x"}]}, "messages", "must come first"),
         ({"messages": [USER, {"role": "assistant", "content": "x"}]}, "messages", "the user's"),
         ({"messages": [{"role": "user", "content": "a<GIST>b"}]}, None, "<GIST>"),
         ({"messages": [{"role": "user", "content": "word " * 600}]}, None, "too many"),
@@ -155,7 +155,7 @@ def test_405_says_which_methods_there_are(server: Running) -> None:
 def test_408_for_a_body_that_does_not_come(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(middleware, "BODY_SECONDS", 0.2)
     with socket.create_connection(server.url.removeprefix("http://").split(":"), 30) as sent:
         sent.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"

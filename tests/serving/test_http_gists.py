@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gistkit.gist import Gist
-from gistkit.serving import door
+from gistkit.serving import middleware
 from gistkit.store import GistStore
 from gistkit.testing import tiny_gist_model
 from tests.serving.fake_engine import FakeEngine
@@ -187,7 +187,7 @@ def test_a_file_is_verified(server: Running) -> None:
         (b"hello", "gist_damaged", "this file is damaged"),
         (data[:-1], "gist_damaged", "this file is damaged"),
         (data[:-1] + bytes([data[-1] ^ 1]), "gist_damaged", "its digest does not match"),
-        (odd.to_bytes(), "gist_mismatch", "no numbers"),
+        (odd.to_bytes(), "gist_mismatch", "not finite numbers"),
         (large.to_bytes(), "gist_mismatch", "do not have this model's shapes"),
         (
             Gist(half, gist.lengths, gist.provenance, gist.model, gist.template).to_bytes(),
@@ -212,7 +212,7 @@ def test_a_file_comes_as_bytes_only(server: Running, kind: str) -> None:
 
 
 def test_a_file_that_is_too_large(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "MAX_FILE", 1000)
+    monkeypatch.setattr(middleware, "MAX_FILE", 1000)
     assert upload(server, b"x" * 1001).status_code == 413
     assert upload(server, b"x" * 1000).status_code == 400
 
@@ -222,7 +222,7 @@ def test_a_file_may_be_larger_than_other_bodies(server: Running) -> None:
 
 
 def test_few_files_at_once(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "MOST_FILES", 0)
+    monkeypatch.setattr(middleware, "MAX_UPLOADS", 0)
     response = upload(server, b"x")
     assert (response.status_code, response.headers["retry-after"]) == (429, "1")
 

@@ -165,9 +165,9 @@ def test_every_key_is_compared_to_its_end(
 @pytest.mark.parametrize(
     ("name", "scopes", "message"),
     [
-        ("chat", [], "has a key named 'chat' already"),
-        ("a b", [], "'a b' is no name for a key"),
-        ("", [], "is no name for a key"),
+        ("chat", [], "already has a key named 'chat'"),
+        ("a b", [], "'a b' is not a valid key name"),
+        ("", [], "is not a valid key name"),
         ("new", ["chats"], "unknown scope 'chats'; choose from chat, gists:read"),
     ],
 )
@@ -186,9 +186,9 @@ ROW = {"name": "a", "sha256": "0" * 64, "scopes": ["chat"]}
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
-        ("\udcff", "is no JSON"),
+        ("", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("\udcff", "is not valid JSON"),
         ("{}", "holds no list of keys"),
         ("[]", "holds no list of keys"),
         ("[1]", "key 1: expected name"),
@@ -196,7 +196,7 @@ ROW = {"name": "a", "sha256": "0" * 64, "scopes": ["chat"]}
         (json.dumps([ROW, {**ROW, "name": "b", "sha256": "0" * 63}]), "key 2: expected name"),
         (json.dumps([{**ROW, "scopes": []}]), "key 1: a key without scopes"),
         (json.dumps([{**ROW, "scopes": ["all"]}]), "key 1: unknown scope 'all'"),
-        (json.dumps([ROW, ROW]), "two keys of one name"),
+        (json.dumps([ROW, ROW]), "two keys with the same name"),
     ],
     ids=lambda value: value[:30],
 )
@@ -207,5 +207,5 @@ def test_a_file_of_keys_that_is_none(file: Path, content: str, message: str) -> 
 
 
 def test_no_file_of_keys(file: Path) -> None:
-    with pytest.raises(DataError, match=r"no key file at .*; gistkit serve --new-key makes one"):
+    with pytest.raises(DataError, match=r"no key file at .*; create one with `new_key`"):
         Keys.read(file)

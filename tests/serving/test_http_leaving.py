@@ -9,8 +9,8 @@ import httpx
 import openai
 import pytest
 
-from gistkit.serving import sse
-from gistkit.serving.limits import Settings
+from gistkit.serving import responses
+from gistkit.serving.settings import Settings
 from tests.serving.fake_engine import FakeEngine
 from tests.serving.http_running import Running, running, wait_for
 
@@ -75,7 +75,7 @@ def test_who_goes_while_an_instruction_is_compressed(
 def test_who_does_not_read_is_not_waited_for_forever(
     fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sse, "LAST", 0.2)
+    monkeypatch.setattr(responses, "GRACE", 0.2)
     words = " ".join(["x" * 2000] * 480)
     body = {"model": "tiny", "prompt": words, "max_tokens": 30, "stream": True, "n": 8}
     with running(fake, settings=Settings(timeout=1.0)) as server:

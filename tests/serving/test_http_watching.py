@@ -11,10 +11,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gistkit.serving import connection
-from gistkit.serving.gate import MOST
-from gistkit.serving.limits import Settings
-from gistkit.serving.logs import JsonLines, start_logging, tell_of_loop
+from gistkit.serving import server as server_module
+from gistkit.serving.middleware import MAX_REQUESTS
+from gistkit.serving.observability import JsonLines, log_loop_error, start_logging
+from gistkit.serving.settings import Settings
 from tests.serving.fake_engine import FakeEngine
 from tests.serving.http_running import Running, running, spoken, wait_for
 
@@ -52,7 +52,7 @@ def test_alive_and_ready(server: Running) -> None:
     assert server.http().get("/health/live").status_code == 200
     response = server.http().get("/health/ready")
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-    assert response.json()["error"]["message"].startswith("the engine has ended")
+    assert response.json()["error"]["message"].startswith("the engine has stopped")
 
 
 def test_models(server: Running) -> None:
@@ -145,7 +145,7 @@ def test_logs_are_json_whoever_speaks(capsys: pytest.CaptureFixture[str]) -> Non
         warnings.simplefilter("always")
         warnings.warn("mind the gap", UserWarning, stacklevel=1)
     loop = asyncio.new_event_loop()
-    tell_of_loop(loop, {"message": "never retrieved", "exception": ValueError(SECRET)})
+    log_loop_error(loop, {"message": "never retrieved", "exception": ValueError(SECRET)})
     loop.close()
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [line["level"] for line in lines] == ["info", "warning", "warning", "error"]
@@ -162,7 +162,7 @@ def test_the_document_describes_every_route(server: Running) -> None:
             assert operation["summary"], (method, path)
             assert {"4XX", "5XX"} < operation["responses"].keys() and "422" not in operation
             failure = operation["responses"]["4XX"]["content"]["application/json"]["schema"]
-            assert failure == {"$ref": "#/components/schemas/Failure"}
+            assert failure == {"$ref": "#/components/schemas/ErrorResponse"}
     chat = document["paths"]["/v1/chat/completions"]["post"]
     assert chat["responses"]["200"]["content"].keys() == {"application/json", "text/event-stream"}
     fields = document["components"]["schemas"]["ChatRequest"]["properties"]
@@ -204,7 +204,7 @@ def test_without_keys_only_this_machines_names_are_answered(
 
 
 def test_too_many_requests_at_once(server: Running) -> None:
-    server.service.drain.running = MOST
+    server.service.drain.running = MAX_REQUESTS
     try:
         response = server.http().get("/v1/models")
         assert (response.status_code, response.headers["retry-after"]) == (429, "1")
@@ -224,7 +224,7 @@ def test_too_many_requests_at_once(server: Running) -> None:
 def test_who_connects_and_says_nothing_is_dropped(
     server: Running, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(server_module, "HEAD_SECONDS", 0.3)
     with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port), 10) as sent:
         sent.sendall(said)
         while sent.recv(4096):  # the connection ends, sooner than the socket's own limit
@@ -234,7 +234,7 @@ def test_who_connects_and_says_nothing_is_dropped(
 def test_who_speaks_in_time_is_not_dropped(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(server_module, "HEAD_SECONDS", 0.3)
     body = {"model": "tiny", "prompt": "SLOW b c d e"}
     http = server.http()
     for _ in range(2):  # a second each, on one connection

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from gistkit.serving.app import PAGE
 from gistkit.serving.keys import Keys, new_key
-from gistkit.serving.playground import FOLDER
 from tests.serving.fake_engine import FakeEngine
 from tests.serving.http_running import Running, running
 
-FILES = sorted(path.name for path in FOLDER.iterdir())
+FILES = sorted(path.name for path in PAGE.iterdir())
 
 
 def test_the_page_and_its_parts_are_served_under_a_strict_policy(server: Running) -> None:
@@ -19,7 +19,7 @@ def test_the_page_and_its_parts_are_served_under_a_strict_policy(server: Running
     for name in FILES:
         answer = http.get("/" if name == "index.html" else f"/page/{name}")
         assert answer.status_code == 200, name
-        assert answer.content == (FOLDER / name).read_bytes()
+        assert answer.content == (PAGE / name).read_bytes()
         assert answer.headers["content-type"].startswith(kind[name.rpartition(".")[2]])
         assert answer.headers["x-content-type-options"] == "nosniff"
         policy = answer.headers["content-security-policy"]
@@ -29,7 +29,7 @@ def test_the_page_and_its_parts_are_served_under_a_strict_policy(server: Running
 
 def test_every_part_named_is_there_and_none_is_from_elsewhere() -> None:
     for name in FILES:
-        text = (FOLDER / name).read_text(encoding="utf-8")
+        text = (PAGE / name).read_text(encoding="utf-8")
         assert not re.search(r"(https?:)?//[a-z]", text.replace("http://www.w3.org", "")), name
         for part in re.findall(r'(?:from "\./|(?:href|src)="page/)([\w.]+)"', text):
             assert part in FILES, f"{name} names {part}"

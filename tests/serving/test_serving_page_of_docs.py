@@ -8,7 +8,7 @@ import pytest
 
 from gistkit import GistModel
 from gistkit.serving.app import make_app
-from gistkit.serving.limits import Settings
+from gistkit.serving.settings import Settings
 from gistkit.serving.transformers_engine import TransformersEngine
 from gistkit.store import GistStore
 from tests.serving.fake_engine import FakeEngine

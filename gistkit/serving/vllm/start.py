@@ -19,7 +19,6 @@ from gistkit.integrations.config import connector_config
 from gistkit.integrations.server import MODULE, check_options, server_options
 from gistkit.model import GistModel
 from gistkit.models.inputs import check_numbers
-from gistkit.serving.run import check_address
 from gistkit.serving.vllm.client import check_url
 from gistkit.serving.vllm.engine import VllmEngine
 from gistkit.serving.vllm.handshake import Identity, discover
@@ -50,11 +49,11 @@ def server_command(
     Args:
         model, name, precision, vllm_args, store_bytes, cache_dir: as `open_engine`.
         store: folder or URL.
+        host, port: where the server is to listen.
 
     Raises:
         OptionError, ModelError: it cannot be served like this.
     """
-    check_address(host, port)
     if port == 0:
         raise OptionError("`port=0` is for a server that is started; give the port to listen on")
     more = _split(vllm_args)

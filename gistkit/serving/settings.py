@@ -1,4 +1,4 @@
-"""What the server puts up with: sizes of requests, and how long they may take."""
+"""Limits of requests, and the settings of a server."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -18,7 +18,7 @@ MAX_TOKENS = 16_384
 
 CHAT_TOKENS = 512
 COMPLETION_TOKENS = 16
-"""Of one answer where the request does not say; the latter is OpenAI's."""
+"""Default `max_tokens`; the latter is OpenAI's."""
 
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 256
@@ -28,31 +28,31 @@ MAX_LOGPROBS = 20
 MAX_COMPLETION_LOGPROBS = 5
 MAX_K = 4096
 MAX_TEXT = 4 * 2**20
-"""Characters of one text; the body's limit is reached first unless somebody raised it."""
+"""Characters of one text; the limit of the body is reached first unless it was raised."""
 
 MAX_PROBES = 64
 MAX_TTL = 10 * 366 * 86_400.0
 """Seconds."""
 
 MAX_FILE = 64 * 2**20
-"""Bytes of a gist file that is uploaded."""
+"""Bytes of an uploaded gist file."""
 
 MAX_LISTED = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What whoever runs the server may choose.
+    """The settings of a server.
 
     Attributes:
         min_fidelity: gists measured below it are not used.
-        max_body: bytes of a request, gist files apart.
-        timeout: seconds of a request, waiting included.
-        drain_seconds: how long running answers may go on after SIGTERM.
+        max_body: bytes of a request, except for gist files.
+        timeout: seconds of a request, time in the queue included.
+        drain_seconds: how long running answers may continue after SIGTERM.
         log_prompts: write prompts into the log.
 
     Raises:
-        OptionError: one that means nothing.
+        OptionError: a value out of range.
     """
 
     min_fidelity: float = MIN_FIDELITY
@@ -63,10 +63,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_fidelity <= 1:
-            raise OptionError(f"--min-fidelity must be between 0 and 1, not {self.min_fidelity}")
+            raise OptionError(f"`min_fidelity` must be between 0 and 1, not {self.min_fidelity}")
         if self.max_body < 1:
-            raise OptionError(f"--max-body must be at least 1 byte, not {self.max_body}")
+            raise OptionError(f"`max_body` must be at least 1 byte, not {self.max_body}")
         if not (self.timeout > 0 and isfinite(self.timeout)):
-            raise OptionError(f"--timeout must be more than 0 seconds, not {self.timeout}")
+            raise OptionError(f"`timeout` must be more than 0 seconds, not {self.timeout}")
         if not (self.drain_seconds >= 0 and isfinite(self.drain_seconds)):
-            raise OptionError(f"--drain-seconds must be 0 or more, not {self.drain_seconds}")
+            raise OptionError(f"`drain_seconds` must be 0 or more, not {self.drain_seconds}")

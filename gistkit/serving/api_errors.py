@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients know them: a status, and {"error": {message, type, param, code}}."""
+"""Errors in OpenAI's format: a status, and {"error": {message, type, param, code}}."""
 
 import json
 import math
@@ -20,6 +20,7 @@ from gistkit.errors import (
     SaveError,
     UnavailableError,
 )
+from gistkit.serving.observability import log
 
 TYPES: Mapping[int, str] = {
     401: "authentication_error",
@@ -27,26 +28,25 @@ TYPES: Mapping[int, str] = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
-LONGEST = 500  # characters of a message
+MAX_MESSAGE = 500  # characters
 
 
 class Json(JSONResponse):
-    """JSON in ASCII: a request's broken surrogates can be named in an answer."""
+    """JSON in ASCII, so that an error can quote a request's broken surrogates."""
 
     def render(self, content: Any) -> bytes:
-        """The bytes."""
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 class ApiError(Exception):
-    """What a client is told instead of an answer.
+    """An error response.
 
     Args:
         status: of HTTP.
         message: one line.
-        code: a word for programs.
+        code: the error for programs.
         param: the field that is wrong.
-        headers: to be sent with it.
+        headers: further headers of the response.
     """
 
     def __init__(
@@ -65,21 +65,21 @@ class ApiError(Exception):
     def to_json(self) -> dict[str, Any]:
         """The body."""
         fallback = "server_error" if self.status >= 500 else "invalid_request_error"
-        message = " ".join(str(self).split())[:LONGEST]
+        message = " ".join(str(self).split())[:MAX_MESSAGE]
         kind = TYPES.get(self.status, fallback)
         return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Json:
-        """The whole answer."""
+        """The whole response."""
         return Json(self.to_json(), self.status, self.headers)
 
 
 class GoneError(Exception):
-    """The client closed the connection: nobody is to be told anything."""
+    """The client closed the connection: there is no response."""
 
 
-def failure_of(error: Exception) -> ApiError | None:
-    """What to tell a client; None: this is a mistake of ours."""
+def api_error(error: Exception, **facts: Any) -> ApiError:
+    """The response to an exception; one that is our own fault is logged, with these facts."""
     match error:
         case ApiError():
             return error
@@ -100,53 +100,52 @@ def failure_of(error: Exception) -> ApiError | None:
             return ApiError(504, "the request took longer than the server allows", code="timeout")
         case GistkitError():
             return ApiError(500, str(error), code="server_error")
-    return None
-
-
-def internal() -> ApiError:
-    """For mistakes of ours; what happened is in the log."""
+    log.error("a request failed", exc_info=error, extra={"facts": facts})
     return ApiError(500, "the server failed at this request; see its log", code="server_error")
 
 
-async def http_failure(request: Request, error: Exception) -> Json:
-    """No such route, a method that it does not have, a body that is no JSON."""
+async def http_error(request: Request, error: Exception) -> Json:
+    """Response to an unknown route, a wrong method, or a body that is not JSON."""
     assert isinstance(error, HTTPException)
     status = 400 if error.status_code == 422 else error.status_code
     message, code = f"{error.detail}", None
-    if "parsing the body" in message:  # FastAPI's, for brackets without end and the like
+    if "parsing the body" in message:  # FastAPI's, for unclosed brackets and the like
         message, code = "the body cannot be read as JSON", "invalid_value"
     elif status == 404:
         message = f"no such route: {request.method} {request.url.path}"
     return ApiError(status, message, code=code, headers=error.headers).response()
 
 
-async def invalid(request: Request, error: Exception) -> Json:
-    """A request whose fields are not what they should be: the first of its mistakes."""
+async def validation_error(request: Request, error: Exception) -> Json:
+    """Response to a request with invalid fields; reports the first."""
     assert isinstance(error, RequestValidationError)
-    first = _first(error.errors())
-    name = ".".join(_place(first))[:100]
-    if first["type"] == "extra_forbidden":
+    mistake = _first(error.errors())
+    name = ".".join(_path(mistake))[:100]
+    if mistake["type"] == "extra_forbidden":
         message = f"unknown or unsupported field {name!r}"
-    elif first["type"] == "json_invalid":
-        message, name = f"the body is no JSON: {first['ctx']['error']}", ""
+    elif mistake["type"] == "json_invalid":
+        message, name = f"the body is not valid JSON: {mistake['ctx']['error']}", ""
     elif not name:
-        message = f"the body: {first['msg']}; send a JSON object as application/json"
+        message = f"the body: {mistake['msg']}; send a JSON object as application/json"
     else:
-        message = f"{name}: {first['msg']}"
+        message = f"{name}: {mistake['msg']}"
     return ApiError(400, message, code="invalid_value", param=name or None).response()
 
 
 def _first(mistakes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Of a field that may be this or that, the alternative that went furthest tells most."""
-    field = _place(mistakes[0])
+    """Of a field with alternative types, the alternative that matched furthest tells most."""
+    field = _path(mistakes[0])
     return max(
-        (one for one in mistakes if _place(one)[: len(field)] == field),
-        key=lambda one: (len(one["loc"]), one["type"] not in ("string_type", "list_type")),
+        (mistake for mistake in mistakes if _path(mistake)[: len(field)] == field),
+        key=lambda mistake: (
+            len(mistake["loc"]),
+            mistake["type"] not in ("string_type", "list_type"),
+        ),
     )
 
 
-def _place(mistake: Mapping[str, Any]) -> list[str]:
-    """Where it is in the request, without pydantic's names of alternatives (`list[Part]`)."""
+def _path(mistake: Mapping[str, Any]) -> list[str]:
+    """The field's path, without pydantic's names of alternatives (`list[Part]`)."""
     *path, last = [str(part) for part in mistake["loc"][1:]] or [""]
-    ours = mistake["type"] != "extra_forbidden"  # else the last is the client's word
+    ours = mistake["type"] != "extra_forbidden"  # otherwise the last part is the client's word
     return [part for part in path if "[" not in part] + [last] * (not ours or "[" not in last)

@@ -5,10 +5,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from gistkit.gist import Gist
 from gistkit.model import GistModel
 from gistkit.serving.engine import Prompt, Sampling, StreamChunk
+from gistkit.serving.vllm import client
 from gistkit.serving.vllm.engine import VllmEngine
 from gistkit.serving.vllm.tokenizer_model import tokenizer_model
 from gistkit.store import GistStore
@@ -58,7 +60,11 @@ def serving(
         finally:
             await asyncio.wait_for(engine.stop(), 20)
 
-    with servers(folder, model, count) as fakes, GistStore(folder / "store") as store:
+    with (
+        patch.object(client, "CONNECT", 60.0),  # on a busy machine a fake server accepts late
+        servers(folder, model, count) as fakes,
+        GistStore(folder / "store") as store,
+    ):
         asyncio.run(run(fakes, store))
 
 

@@ -1,1 +1,1 @@
-"""Benchmarks of serving: `gistkit serve` under load (`load`), gists in vLLM (`vllm`)."""
+"""Measurements of serving: `gistkit serve` under load (`load`), gists in vLLM (`vllm`)."""

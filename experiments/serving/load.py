@@ -10,10 +10,10 @@ answers are streamed, greedy, and each is compared with `GistModel.generate` of 
 - `gist`: 32 instructions of the model's own tasks with 1, 2, 4 or 8 gist tokens, not compressed
   before the load begins. This is the long run: its memory is watched.
 - `long, gist` and `long, full prompt`: instructions as long as the model's 512 positions allow
-  beside an input and an answer; from gists, and with `gist: "off"`. The transformers engine keeps
-  no full prompt's cache, so the latter reads every prompt anew.
-- `transformers serve`: the same long prompts to the server that comes with transformers, as it
-  starts by itself, and with its continuous batching.
+  beside an input and an answer; from gists, and with `gist: "off"`. The transformers engine does
+  not cache full prompts, so the latter reads every prompt again.
+- `transformers serve`: the same long prompts to the server that comes with transformers, with its
+  defaults, and with its continuous batching.
 - `generate`: what one request after the other takes, in this process, gists made beforehand;
   before and after the long run.
 """
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """All loads; see above."""
+    """All loads."""
     import torch
 
     torch.set_num_threads(1)

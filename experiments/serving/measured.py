@@ -84,7 +84,7 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def note(text: str) -> None:
-    """Tell whoever waits."""
+    """Report progress."""
     print(f"serving_load: {text}", file=sys.stderr, flush=True)
 
 

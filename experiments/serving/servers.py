@@ -43,8 +43,8 @@ def transformers_serve(
     folder: Path,
 ) -> dict[str, Any]:
     """The same prompts, or the reason why not."""
-    place = folder / "model"
-    model.save_pretrained(place)
+    saved = folder / "model"
+    model.save_pretrained(saved)
     # its streams do not cut off the blank that the first word of an answer begins with
     asked = [f" {answer}" for answer in answers]
 
@@ -53,7 +53,7 @@ def transformers_serve(
         # its server adds the first token itself
         text = model.tokenizer.decode(ids, skip_special_tokens=False).removeprefix("<s>")
         return {
-            "model": str(place),
+            "model": str(saved),
             "prompt": text,
             "max_tokens": ANSWER,
             "temperature": 0,
@@ -70,7 +70,7 @@ def transformers_serve(
         ),
     ):
         port = free_port()
-        command = [str(BIN / "transformers"), "serve", str(place), "--port", str(port)]
+        command = [str(BIN / "transformers"), "serve", str(saved), "--port", str(port)]
         command += ["--device", "cpu", "--dtype", "float32", *more]
         try:
             with started(

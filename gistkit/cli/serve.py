@@ -1,49 +1,44 @@
-"""`gistkit serve`: its options, checked before anything slow is imported."""
+"""`gistkit serve`: options first, then the socket, the store, the engine and the server.
 
-from dataclasses import dataclass
+Options are checked before anything slow is imported.
+"""
+
+from contextlib import ExitStack
 from enum import StrEnum
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gistkit.cli.compress import Device, Precision
-from gistkit.cli.run import emit, refuse_given, say
+from gistkit.cli.request import choose_device
+from gistkit.cli.run import emit, quiet_libraries, refuse_given, say
 from gistkit.cli.store import Place
 from gistkit.errors import MissingExtraError, OptionError
 
-GATEWAYS = (
+GATEWAY_OPTIONS = (
     *("api_keys", "min_fidelity", "compressor", "max_waiting", "max_rows", "max_length"),
     *("max_body", "timeout", "drain_seconds", "log_prompts", "device"),
 )
-"""Options of which the command for a server elsewhere holds nothing."""
+"""Options that have no effect on a vLLM server that `--print-command` starts."""
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client", "httpx2")
 
 
 class Kind(StrEnum):
-    """What computes."""
+    """What runs the model."""
 
     transformers = "transformers"
     vllm = "vllm"
 
 
 class Compressor(StrEnum):
-    """What compresses, where vLLM answers."""
+    """What compresses, if vLLM runs the model."""
 
     vllm = "vllm"
     transformers = "transformers"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WithVllm:
-    """What was asked for of vLLM; see the options of `gistkit serve`."""
-
-    endpoints: tuple[str, ...]
-    args: str
-    print_command: bool
-    local: bool
 
 
 def serve(
@@ -52,16 +47,18 @@ def serve(
         str, typer.Argument(metavar="MODEL", help="Folder or hub id; `toy` is the default.")
     ] = "toy",
     host: Annotated[
-        str, typer.Option(metavar="NAME", help="Address to listen on; 0.0.0.0 is every network.")
+        str, typer.Option(metavar="NAME", help="Address to listen on; 0.0.0.0 for all networks.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="N", help="0: one that is free.")] = 8000,
+    port: Annotated[int, typer.Option(metavar="N", help="0: any free port.")] = 8000,
     store: Place = None,
     store_bytes: Annotated[
         int | None, typer.Option(metavar="N", help="Quota of the store. [default: none]")
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The model's id for clients. [default: end of MODEL]"),
+        typer.Option(
+            metavar="NAME", help="The model's id for clients. [default: last part of MODEL]"
+        ),
     ] = None,
     api_keys: Annotated[
         Path | None,
@@ -69,9 +66,7 @@ def serve(
     ] = None,
     new_key: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", help="Add a key to the file, print it once, and serve nothing."
-        ),
+        typer.Option(metavar="NAME", help="Add a key to the file, print it once, and exit."),
     ] = None,
     scope: Annotated[
         list[str] | None,
@@ -85,45 +80,46 @@ def serve(
         float | None,
         typer.Option(
             metavar="X",
-            help="A gist measured below it is not used: the full prompt is. [default: 0.96]",
+            help="Use the full prompt where a gist's measured fidelity is lower. [default: 0.96]",
         ),
     ] = None,
     engine: Annotated[
-        Kind, typer.Option(help="What computes: transformers in this process, or vLLM.")
+        Kind, typer.Option(help="What runs the model: transformers in this process, or vLLM.")
     ] = Kind.transformers,
     endpoint: Annotated[
         list[str] | None,
         typer.Option(
             metavar="URL",
-            help="A vLLM server that runs already; may be repeated. [default: one is started]",
+            help="A running vLLM server; may be repeated. [default: start one]",
         ),
     ] = None,
     vllm_args: Annotated[
         str | None,
-        typer.Option(metavar="OPTIONS", help="For the vLLM server that is started, as one text."),
+        typer.Option(metavar="OPTIONS", help="For the vLLM server that is started, as one string."),
     ] = None,
     print_command: Annotated[
         bool,
         typer.Option(
-            "--print-command", help="Print what starts a vLLM server for --endpoint, and end."
+            "--print-command",
+            help="Print the command that starts a vLLM server for --endpoint, and exit.",
         ),
     ] = False,
     compressor: Annotated[
         Compressor,
-        typer.Option(help="With vLLM: what compresses; transformers loads the weights here, too."),
+        typer.Option(help="What compresses for vLLM; transformers loads the weights here, too."),
     ] = Compressor.vllm,
     max_waiting: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Requests in the queue; beyond: status 429. [default: 256, with vLLM 1024]",
+            help="Requests in the queue; more get status 429. [default: 256; with vLLM 1024]",
         ),
     ] = None,
     max_rows: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Answers decoded at once. [default: 64, on each vLLM server 256]",
+            help="Answers decoded at once. [default: 64; on each vLLM server 256]",
         ),
     ] = None,
     max_length: Annotated[
@@ -131,24 +127,25 @@ def serve(
         typer.Option(
             metavar="N",
             help="Tokens of a prompt and its answer together. "
-            "[default: 16384, or what the model can place]",
+            "[default: 16384, or the model's positions]",
         ),
     ] = None,
     kv_limit: Annotated[
         int | None,
         typer.Option(
             metavar="BYTES",
-            help="Keys and values of all answers. [default: 2 GiB, on a GPU half of what is free]",
+            help="For keys and values of all answers. [default: 2 GiB; on a GPU half of its room]",
         ),
     ] = None,
     max_body: Annotated[
         int, typer.Option(metavar="BYTES", help="Of a request; gist files have 64 MiB.")
     ] = 2**20,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Of a request, waiting included.")
+        float,
+        typer.Option(metavar="SECONDS", help="Of a request, including its time in the queue."),
     ] = 600.0,
     drain_seconds: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Running answers go on so long after SIGTERM.")
+        float, typer.Option(metavar="SECONDS", help="For running answers to finish after SIGTERM.")
     ] = 30.0,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Write prompts into the log.")
@@ -162,8 +159,8 @@ def serve(
 ) -> None:
     """Serve a gist model through OpenAI's API, and a page to try it.
 
-    System prompts become gists by themselves. Logs go to standard error, one JSON object a line.
-    SIGTERM or Ctrl-C: what runs is finished, what is new refused. See docs/serving.md.
+    System prompts are compressed automatically. Logs go to standard error as JSON lines. On SIGTERM
+    or Ctrl-C running requests finish, and new ones are refused. See docs/serving.md.
 
     \b
     gistkit serve
@@ -172,87 +169,142 @@ def serve(
     gistkit serve MODEL --engine vllm
     gistkit serve MODEL --endpoint http://one:8000 --endpoint http://two:8000 --store s3://gists
     """
-    from gistkit.serving.keys import Keys
-    from gistkit.serving.keys import new_key as make_key
-
     if new_key is not None:
-        if api_keys is None:
-            raise OptionError("--new-key needs --api-keys FILE: there its hash is kept")
-        emit(make_key(api_keys, new_key, scope or ()))
-        say(f"this key is shown once; its hash is in {api_keys}, which a server reads at its start")
+        _make_key(api_keys, new_key, scope)
         return
     if scope:
         raise OptionError("--scope is for --new-key; give that too")
+    if not model:
+        raise OptionError("MODEL is empty; give a folder or a hub id")
     if store_bytes is not None and store_bytes < 1:
         raise OptionError(f"--store-bytes must be at least 1, not {store_bytes}")
-    if endpoint and engine is Kind.transformers:
-        refuse_given(
-            context, "engine", why="transformers does not go with --endpoint, which is vLLM's"
+    with_vllm = engine is Kind.vllm or bool(endpoint)
+    if with_vllm:
+        _check_vllm_options(context, engine, endpoint, vllm_args, print_command, compressor)
+    elif vllm_args is not None or print_command or compressor is not Compressor.vllm:
+        raise OptionError(
+            "--vllm-args, --print-command and --compressor are for --engine vllm; give that too"
         )
-    vllm = _vllm(engine, endpoint, vllm_args, print_command, compressor, kv_limit)
-    if vllm is not None and vllm.print_command:
-        refuse_given(context, *GATEWAYS, why="is the gateway's; a server at --endpoint has none")
-    elif vllm is not None and not vllm.local:
-        refuse_given(context, "device", why="is for --compressor transformers: vLLM has its own")
-        if vllm.endpoints:
-            refuse_given(context, "precision", why="is for who starts the servers at --endpoint")
+    from gistkit.serving.keys import Keys
+
     keys = None if api_keys is None else Keys.read(api_keys)
     for package in NEEDED:
         if find_spec(package) is None:
             raise MissingExtraError(package, "serve")
+    if not verbose:
+        quiet_libraries()
 
-    from gistkit.cli.serve_model import Serving, serve_model
+    from gistkit.fidelity import MIN_FIDELITY
+    from gistkit.serving.app import make_app
+    from gistkit.serving.engine import Engine
+    from gistkit.serving.observability import start_logging
+    from gistkit.serving.server import check_address, listen
+    from gistkit.serving.server import serve as run_server
+    from gistkit.serving.settings import Settings
+    from gistkit.store import GistStore
 
-    serve_model(
-        Serving(
-            model=model,
-            name=name,
-            host=host,
-            port=port,
-            store=store,
-            store_bytes=store_bytes,
-            keys=keys,
-            min_fidelity=min_fidelity,
-            vllm=vllm,
-            max_waiting=max_waiting,
-            max_rows=max_rows,
-            max_length=max_length,
-            kv_limit=kv_limit,
-            max_body=max_body,
-            timeout=timeout,
-            drain_seconds=drain_seconds,
-            log_prompts=log_prompts,
-            precision=precision.value,
-            device=device.value,
-            cache_dir=cache_dir,
-            verbose=verbose,
-        )
+    settings = Settings(
+        min_fidelity=MIN_FIDELITY if min_fidelity is None else min_fidelity,
+        max_body=max_body,
+        timeout=timeout,
+        drain_seconds=drain_seconds,
+        log_prompts=log_prompts,
     )
+    location = GistStore.default_place() if store is None else store
+    name = name or model.rstrip("/").rpartition("/")[2] or model
+    limits = {"max_waiting": max_waiting, "max_rows": max_rows, "max_length": max_length}
+    given = {option: limit for option, limit in limits.items() if limit is not None}
+    if print_command:
+        from gistkit.serving.vllm.start import server_command
+
+        check_address(host, port)
+        emit(
+            server_command(
+                model,
+                location,
+                name=name,
+                host=host,
+                port=port,
+                precision=precision.value,
+                vllm_args=vllm_args or "",
+                store_bytes=store_bytes,
+                cache_dir=cache_dir,
+            )
+        )
+        return
+    with ExitStack() as stack:
+        listening = stack.enter_context(listen(host, port))
+        on_loopback = ip_address(listening.getsockname()[0]).is_loopback
+        if keys is None and not on_loopback:
+            say("no API keys: anyone who can reach this address can use the server (--api-keys)")
+        start_logging(log_prompts=log_prompts)
+        gists = stack.enter_context(GistStore(location, max_bytes=store_bytes))
+        running: Engine
+        if with_vllm:
+            from gistkit.serving.vllm.start import open_engine
+
+            running = stack.enter_context(
+                open_engine(
+                    model,
+                    gists,
+                    name=name,
+                    endpoint=endpoint or (),
+                    compressor="vllm" if compressor is Compressor.vllm else "transformers",
+                    precision=precision.value,
+                    device=choose_device(device.value),
+                    vllm_args=vllm_args or "",
+                    store_bytes=store_bytes,
+                    cache_dir=cache_dir,
+                    **given,
+                )
+            )
+        else:
+            from gistkit.model import GistModel
+            from gistkit.serving.transformers_engine import TransformersEngine
+
+            loaded = GistModel.from_pretrained(
+                model,
+                dtype=precision.value,
+                device=choose_device(device.value),
+                cache_dir=cache_dir,
+            )
+            running = TransformersEngine(loaded, gists, name=name, kv_limit=kv_limit, **given)
+        app = make_app(running, gists, settings=settings, keys=keys, local=on_loopback)
+        run_server(app, listening)
 
 
-def _vllm(
+def _make_key(file: Path | None, name: str, scopes: list[str] | None) -> None:
+    if file is None:
+        raise OptionError("--new-key needs --api-keys FILE, where its hash is saved")
+    from gistkit.serving.keys import new_key
+
+    emit(new_key(file, name, scopes or ()))
+    say(f"this key is shown once; its hash is in {file}, which a server reads at its start")
+
+
+def _check_vllm_options(
+    context: typer.Context,
     engine: Kind,
-    endpoints: list[str] | None,
-    args: str | None,
+    endpoint: list[str] | None,
+    vllm_args: str | None,
     print_command: bool,
     compressor: Compressor,
-    kv_limit: int | None,
-) -> WithVllm | None:
-    """Options of vLLM's, None without it (raises OptionError where some exclude each other)."""
-    if engine is Kind.transformers and not endpoints:
-        if args is not None or print_command or compressor is not Compressor.vllm:
-            raise OptionError(
-                "--vllm-args, --print-command and --compressor are for --engine vllm; give that too"
-            )
-        return None
-    if endpoints and (args is not None or print_command):
+) -> None:
+    """Raise OptionError where options exclude each other, or would be ignored."""
+    if endpoint and engine is Kind.transformers:
+        refuse_given(context, "engine", why="transformers does not go with --endpoint (vLLM)")
+    if endpoint and (vllm_args is not None or print_command):
         raise OptionError("--vllm-args and --print-command start a server; leave out --endpoint")
-    if kv_limit is not None:
-        raise OptionError(
-            "--kv-limit is for the transformers engine; vLLM has its own: --vllm-args "
-            "'--kv-cache-memory-bytes N'"
-        )
-    local = compressor is Compressor.transformers
-    return WithVllm(
-        endpoints=tuple(endpoints or ()), args=args or "", print_command=print_command, local=local
+    refuse_given(
+        context,
+        "kv_limit",
+        why="is for the transformers engine; vLLM has its own: --vllm-args "
+        "'--kv-cache-memory-bytes N'",
     )
+    if print_command:
+        why = "is an option of the gateway; a server at --endpoint has no such option"
+        refuse_given(context, *GATEWAY_OPTIONS, why=why)
+    elif compressor is Compressor.vllm:
+        refuse_given(context, "device", why="is for --compressor transformers: vLLM has its own")
+        if endpoint:
+            refuse_given(context, "precision", why="is chosen where the servers are started")

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from gistkit.errors import GistFileError, UnsupportedModelError
 from gistkit.gist import Gist
-from gistkit.integrations.start import connector_config
+from gistkit.integrations.config import connector_config
 from gistkit.model import GistModel
 from gistkit.store import GistStore
 

@@ -1,1 +1,1 @@
-"""Gists inside other people's engines."""
+"""Gists inside other inference engines."""

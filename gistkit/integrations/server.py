@@ -1,11 +1,18 @@
-"""How to start vLLM's OpenAI server so that a gateway knows it again.
+"""vLLM's OpenAI server: the options it is started with, and a launcher that ends with its parent.
 
-A server serves under several names: the one that people know, and the one that gateways ask by.
+    python -m gistkit.integrations.server OPTIONS
+
+A server has several names: the one that people know, and the one that gateways ask by.
+Imports nothing slow: the launcher is to be out of vLLM's way.
 """
 
 import json
 import os
 import re
+import runpy
+import signal
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,28 +22,28 @@ from gistkit.errors import OptionError
 MODULE = "vllm.entrypoints.openai.api_server"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
-OURS = {
-    "--model": "MODEL",
-    "--served-model-name": "--name",
-    "--host": "--host",
-    "--port": "--port",
-    "--dtype": "--precision",
-    "--kv-transfer-config": "--store",
-    "--generation-config": "",  # requests say all that changes an answer
-    "--api-key": "VLLM_API_KEY in the environment",  # everybody sees command lines
-    "--uds": "",  # nobody would be at the port
+RESERVED = {
+    "--model": "the model",
+    "--served-model-name": "`name`",
+    "--host": "`host`",
+    "--port": "`port`",
+    "--dtype": "`precision`",
+    "--kv-transfer-config": "`store`",
+    "--generation-config": "",  # requests set everything that changes an answer
+    "--api-key": "VLLM_API_KEY in the environment",  # command lines can be read by other users
+    "--uds": "",  # nothing would listen on the port
     "--headless": "",
 }
-"""Options that a server gets from us, and what of ours says the same."""
+"""vLLM's options that `server_options` sets, and where to set the same here."""
 
 
-def check_options(more: Sequence[str]) -> None:
-    """Raise OptionError where further options of vLLM's have one of `OURS`."""
-    for word in more:
+def check_options(options: Sequence[str]) -> None:
+    """Raise OptionError where further options for vLLM include one of `RESERVED`."""
+    for word in options:
         option = re.split(r"[=.]", word.replace("_", "-"), maxsplit=1)[0]
-        if option in OURS:
-            instead = f"; say it by {OURS[option]}" if OURS[option] else ""
-            raise OptionError(f"leave {option} out of --vllm-args: it is gistkit's{instead}")
+        if option in RESERVED:
+            instead = f"; use {RESERVED[option]}" if RESERVED[option] else ""
+            raise OptionError(f"leave {option} out of `vllm_args`: gistkit sets it{instead}")
 
 
 def server_options(
@@ -49,18 +56,18 @@ def server_options(
     port: int,
     more: Sequence[str] = (),
 ) -> list[str]:
-    """What to write behind `python -m vllm.entrypoints.openai.api_server`.
+    """The arguments of `python -m vllm.entrypoints.openai.api_server`.
 
     Args:
         model: folder or hub id of the whole model.
         connector: from `connector_config`.
         names: under which it serves.
         precision: fp32 | bf16 | fp16, of weights and gists.
-        more: further options of vLLM's, looked at by `check_options`.
+        more: further options of vLLM's that `check_options` accepts.
     """
     path = Path(model)
     return [
-        *more,  # first: of what is said twice vLLM takes the last, which then is ours
+        *more,  # first: of an option given twice vLLM takes the last
         *("--model", str(path.resolve()) if path.exists() else str(model)),
         *("--served-model-name", *names),
         *("--host", host),
@@ -69,3 +76,22 @@ def server_options(
         *("--generation-config", "vllm"),
         *("--kv-transfer-config", json.dumps(connector, separators=(",", ":"))),
     ]
+
+
+def main() -> None:
+    """Run vLLM's server until it is told to stop, or its parent ends.
+
+    Standard input is a pipe that the parent holds open. However the parent ends, the pipe closes,
+    and this process and everything it started are killed.
+    """
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
+
+
+def _follow_parent() -> None:
+    sys.stdin.buffer.read()
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -25,7 +25,7 @@ from gistkit.errors import BusyError, UnavailableError
 from gistkit.gist import Gist
 from gistkit.model import GistModel
 from gistkit.models.inputs import pad_left
-from gistkit.models.kv_batch import Rows
+from gistkit.models.kv_batch import KVBatch
 from gistkit.serving.engine import StreamChunk
 from gistkit.serving.sampling import Sequence, sample
 from gistkit.serving.scheduler import FairQueue, Request, Scheduler, Throughput
@@ -45,7 +45,7 @@ class Batch:
         columns: tokens of the longest row at its end; reserved for every row.
     """
 
-    def __init__(self, rows: Rows, sequences: list[Sequence], *, shrinks: bool) -> None:
+    def __init__(self, rows: KVBatch, sequences: list[Sequence], *, shrinks: bool) -> None:
         self._rows, self.sequences, self._shrinks = rows, sequences, shrinks
         self.columns = max(s.request.prepared.total_tokens for s in sequences)
         self._tokens: list[int] = []
@@ -76,7 +76,7 @@ class Batch:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns that memory is reserved for."""
+        """KVBatch and columns that memory is reserved for."""
         return len(self.sequences), self.columns
 
     def join(self, other: Self) -> None:

@@ -11,14 +11,12 @@ from typing import Any
 import pytest
 
 from gistkit.errors import OptionError, UnavailableError
-from gistkit.integrations.asked import Served
+from gistkit.integrations.config import ConnectorConfig
 from gistkit.model import GistModel
-from gistkit.serving.vllm import meet as meeting
-from gistkit.serving.vllm.client import Facts
-from gistkit.serving.vllm.identity import Identity
-from gistkit.serving.vllm.meet import meet
-from gistkit.serving.vllm.tokenizer_model import hollow
-from gistkit.serving.vllm.wire import BrokenError, EndpointError
+from gistkit.serving.vllm import handshake
+from gistkit.serving.vllm.client import BrokenError, EndpointError, ServerInfo
+from gistkit.serving.vllm.handshake import Identity, discover
+from gistkit.serving.vllm.tokenizer_model import tokenizer_model
 from gistkit.store import GistKey
 from gistkit.testing import tiny_gist_model
 from tests.cli.console import Run
@@ -39,7 +37,10 @@ from tests.cli.console import Run
         (["--engine", "vllm", "--max-rows", "0"], "--max-rows must be at least 1"),
         (["--engine", "vllm", "--device", "cpu"], "--device is for --compressor transformers"),
         (["--endpoint", "http://a:1", "--max-length", "0"], "--max-length must be at least 1"),
-        (["--endpoint", "http://a:1", "--precision", "bf16"], "--precision is for who starts"),
+        (
+            ["--endpoint", "http://a:1", "--precision", "bf16"],
+            "--precision is chosen where",
+        ),
         (["--engine", "transformers", "--endpoint", "http://a:1"], "does not go with --endpoint"),
         (["--store-bytes", "0"], "--store-bytes must be at least 1"),
         (["--engine", "llama.cpp"], "is not one of 'transformers', 'vllm'"),
@@ -62,17 +63,17 @@ def test_options_that_mean_nothing(
     [
         (["--vllm-args", "'"], "--vllm-args cannot be read"),
         (["--vllm-args", "--port 9000"], "leave --port out of --vllm-args"),
-        (["--vllm-args", "--served_model_name=x"], "it is gistkit's; say it by --name"),
+        (["--vllm-args", "--served_model_name=x"], "gistkit sets it; use --name"),
         (["--vllm-args", "--kv-transfer-config.kv_role both"], "leave --kv-transfer-config out"),
         (["--vllm-args", "--api-key x"], "VLLM_API_KEY in the environment"),
         (["--store", ""], "--store is empty"),
         (["--port", "99999"], "--port must be between 0 and 65535"),
         (["--port", "0"], "give the port to listen on"),
         (["--host", ""], "--host is empty"),
-        (["--max-rows", "4"], "--max-rows is the gateway's"),
-        (["--api-keys", "keys.json"], "--api-keys is the gateway's"),
-        (["--compressor", "vllm"], "--compressor is the gateway's"),
-        (["--device", "cpu"], "--device is the gateway's"),
+        (["--max-rows", "4"], "--max-rows is an option of the gateway"),
+        (["--api-keys", "keys.json"], "--api-keys is an option of the gateway"),
+        (["--compressor", "vllm"], "--compressor is an option of the gateway"),
+        (["--device", "cpu"], "--device is an option of the gateway"),
     ],
 )
 def test_what_a_printed_command_cannot_hold(
@@ -114,7 +115,7 @@ def test_the_command_for_a_server_elsewhere(run: Run, decoder: Path, tmp_path: P
     assert "--host 0.0.0.0 --port 8001 --dtype bfloat16" in told
     assert told.startswith("--tensor-parallel-size 2 --model ")  # what is ours has the last word
     config = json.loads(options[options.index("--kv-transfer-config") + 1])
-    served = Served.of(config["kv_connector_extra_config"])
+    served = ConnectorConfig.parse(config["kv_connector_extra_config"])
     assert served.models[""] == model.fingerprint
     assert served.store == str(tmp_path / "my store")
     assert served.max_bytes == 9000
@@ -130,7 +131,7 @@ def test_a_model_without_weights_is_the_same_model(family: str, tmp_path: Path) 
     ours = Identity.of(model)
 
     def found() -> Identity:
-        return Identity.of(hollow(str(folder), model.fingerprint))
+        return Identity.of(tokenizer_model(str(folder), model.fingerprint))
 
     assert found() == ours and Identity.among(["mine", ours.name]) == ours
 
@@ -155,7 +156,7 @@ def test_a_model_without_weights_makes_the_same_prompts(decoder: Path, tmp_path:
     model = GistModel.from_pretrained(decoder)
     light = tmp_path / "light"
     shutil.copytree(decoder, light, ignore=shutil.ignore_patterns("*.safetensors"))
-    found = hollow(str(light), model.fingerprint)
+    found = tokenizer_model(str(light), model.fingerprint)
     for k in (2, 4):
         assert GistKey.of(found, "Be brief.", k) == GistKey.of(model, "Be brief.", k)
     assert found.encoder.input("abc") == model.encoder.input("abc")
@@ -175,7 +176,7 @@ def test_a_key_that_is_none_is_not_told(
     assert error == "GISTKIT_ENDPOINT_KEY must be plain ASCII without blanks or line ends"
 
 
-Told = dict[str, Facts | Exception]
+Told = dict[str, ServerInfo | Exception]
 
 
 @pytest.fixture
@@ -187,29 +188,30 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
         def __init__(self, url: str, client: object) -> None:
             self._url = url
 
-        async def facts(self) -> Facts:
+        async def info(self) -> ServerInfo:
             answer = answers[self._url]
             if isinstance(answer, Exception):
                 raise answer
             return answer
 
-    monkeypatch.setattr(meeting, "Endpoint", Endpoint)
+    monkeypatch.setattr(handshake, "Endpoint", Endpoint)
     return answers
 
 
 def test_the_weights_are_what_endpoints_say(told: Told) -> None:
     one, other = Identity("a" * 64, "c" * 64), Identity("b" * 64, "c" * 64)
-    told |= {"one": BrokenError("gone"), "two": Facts(one, 9), "three": Facts(one, 9)}
-    assert asyncio.run(meet(list(told), None)) == one
-    told["three"] = Facts(other, 9)
+    told |= {"one": BrokenError("gone"), "two": ServerInfo([one.name], 9)}
+    told["three"] = ServerInfo(["x", one.name], 9)
+    assert asyncio.run(discover(list(told), None)) == one
+    told["three"] = ServerInfo([other.name], 9)
     with pytest.raises(OptionError, match="different models"):
-        asyncio.run(meet(list(told), None))
+        asyncio.run(discover(list(told), None))
 
 
 def test_endpoints_that_cannot_be_used(told: Told) -> None:
-    told |= {"one": EndpointError("status 401"), "two": Facts(None, 9)}
+    told |= {"one": EndpointError("status 401"), "two": ServerInfo(["x"], 9)}
     with pytest.raises(UnavailableError, match=r"one: status 401; two: .*--print-command"):
-        asyncio.run(meet(list(told), None))
+        asyncio.run(discover(list(told), None))
     told |= {"one": BrokenError("refused"), "two": TimeoutError()}
     with pytest.raises(UnavailableError, match="one: refused; two: no answer in time"):
-        asyncio.run(meet(list(told), None, patience=0))
+        asyncio.run(discover(list(told), None, patience=0))

@@ -12,7 +12,7 @@ import torch
 
 from gistkit import GistModel
 from gistkit.gist import Gist
-from gistkit.integrations.start import connector_config
+from gistkit.integrations.config import connector_config
 from gistkit.store import GistKey, GistStore
 from gistkit.testing import tiny_gist_model
 

@@ -1,4 +1,4 @@
-"""What is not proved is refused when vLLM starts, with the reason."""
+"""What is not tested is refused when vLLM starts, with the reason."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ import torch
 
 from gistkit import GistModel
 from gistkit.errors import UnsupportedModelError
-from gistkit.integrations.refusals import refuse
+from gistkit.integrations.config import check_supported
 from gistkit.testing import tiny_gist_model
 from tests.integrations.engines import serving
 
@@ -66,7 +66,7 @@ def test_a_model_with_a_sliding_window_does_not_start(family: str, tmp_path: Pat
 
 
 def engine(**changes: Any) -> tuple[Any, Any]:
-    """What vLLM tells a connector of an engine that is proved, but for `changes`."""
+    """What vLLM tells a connector of an engine that is supported, but for `changes`."""
     from vllm.v1.kv_cache_interface import FullAttentionSpec
 
     facts: dict[str, Any] = {
@@ -99,8 +99,8 @@ def engine(**changes: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("kept", ["auto", "float32"])
-def test_what_is_proved_is_not_refused(kept: str) -> None:
-    refuse(*engine(cache_dtype=kept))
+def test_what_is_supported_is_not_refused(kept: str) -> None:
+    check_supported(*engine(cache_dtype=kept))
 
 
 def test_whatever_vllm_keeps_other_than_the_weights_dtype() -> None:
@@ -112,7 +112,7 @@ def test_whatever_vllm_keeps_other_than_the_weights_dtype() -> None:
     assert {"fp8", "bfloat16", "int8_per_token_head", "nvfp4", "turboquant_4bit_nc"} <= kinds
     for kind in kinds:
         with pytest.raises(UnsupportedModelError, match=f"a KV cache of {kind} where"):
-            refuse(*engine(cache_dtype=kind))
+            check_supported(*engine(cache_dtype=kind))
 
 
 @pytest.mark.parametrize(
@@ -132,11 +132,11 @@ def test_whatever_vllm_keeps_other_than_the_weights_dtype() -> None:
 )
 def test_each_reason(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(UnsupportedModelError, match=reason):
-        refuse(*engine(**changes))
+        check_supported(*engine(**changes))
 
 
 def test_attention_of_another_kind() -> None:
     from vllm.v1.kv_cache_interface import SlidingWindowSpec
 
     with pytest.raises(UnsupportedModelError, match="not full"):
-        refuse(*engine(spec=SlidingWindowSpec, attention={"sliding_window": 64}))
+        check_supported(*engine(spec=SlidingWindowSpec, attention={"sliding_window": 64}))

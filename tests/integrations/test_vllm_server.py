@@ -21,7 +21,7 @@ import pytest
 
 from gistkit import GistModel
 from gistkit.integrations.server import MODULE
-from gistkit.serving.vllm.process import _free_port
+from gistkit.serving.vllm.process import free_port
 from tests.integrations.engines import KS, random_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -78,7 +78,7 @@ def until(what: Any, seconds: float) -> None:
 @contextmanager
 def gateway(folder: Path, *options: str) -> Iterator[Gateway]:
     """`gistkit serve` over the model and the store in a folder."""
-    log, port = folder / f"gateway-{time.monotonic_ns()}.log", _free_port()
+    log, port = folder / f"gateway-{time.monotonic_ns()}.log", free_port()
     place = ["--store", str(folder / "store"), "--port", str(port)]
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -193,7 +193,7 @@ def test_why_a_gist_was_not_kept_is_in_the_log(alone: Gateway, model: GistModel)
         assert found.choices[0].message.content == wanted
         gist = found.model_extra["gist"]
         assert gist["status"] == "refused" and "its log says why" in gist["reason"]
-        until(lambda: "cannot be kept: could not write to the store" in alone.log.read_text(), 10)
+        until(lambda: "cannot be stored: could not write to the store" in alone.log.read_text(), 10)
     finally:
         new.with_suffix(".gone").rename(new)
 
@@ -237,7 +237,7 @@ class Server:
 def pair(folder: Path, model: GistModel) -> Iterator[list[Server]]:
     """Two servers; the first one's store is used by both."""
     found = []
-    for core, port in enumerate((_free_port(), _free_port())):
+    for core, port in enumerate((free_port(), free_port())):
         options = ["--engine", "vllm", "--vllm-args", ARGS, "--print-command"]
         place = ["--store", str(folder / "store"), "--port", str(port)]
         command = subprocess.run(
@@ -287,7 +287,7 @@ def test_one_of_two_is_killed_under_load_and_comes_back(
                         if text:
                             begun.add(number)
             except openai.APIError as error:
-                assert "failed in the middle of this answer; ask again" in str(error)
+                assert "failed in the middle of this answer; try again" in str(error)
                 assert streamed and number in begun and wanted[name].startswith(text)
                 with lock:
                     broken.add(number)
@@ -315,7 +315,7 @@ def test_one_of_two_is_killed_under_load_and_comes_back(
         assert _counted(victim.url, "vllm:request_success_total") - before > 5
         events = [json.loads(line) for line in found.log.read_text().splitlines()]
         states = [e["event"] for e in events if e.get("url") == victim.url]
-        assert states.index("a server is gone") < len(states) - 1 - states[::-1].index(
+        assert states.index("a server is down") < len(states) - 1 - states[::-1].index(
             "a server is up"
         )
 

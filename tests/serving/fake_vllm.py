@@ -16,10 +16,10 @@ import torch
 
 from gistkit.errors import GistkitError
 from gistkit.gist import Gist, Provenance
-from gistkit.integrations.asked import Load, Save, Served, read
-from gistkit.integrations.start import connector_config
+from gistkit.integrations.config import ConnectorConfig, connector_config
+from gistkit.integrations.requests import Load, Save, parse_request
 from gistkit.model import GistModel
-from gistkit.serving.vllm.identity import Identity
+from gistkit.serving.vllm.handshake import Identity
 from gistkit.store import GistStore
 
 LENGTH = 400  # tokens: less than the model could place
@@ -73,7 +73,7 @@ class FakeVllm:
 
     def use_store(self, store: Path | str) -> None:
         config = connector_config(self.model, store)
-        self._served = Served.of(config["kv_connector_extra_config"])
+        self._config = ConnectorConfig.parse(config["kv_connector_extra_config"])
         self._store = GistStore(store)
 
     def start(self) -> None:
@@ -234,10 +234,10 @@ class FakeVllm:
         with self._lock:
             prompt = body["prompt"]
             params = None if foreign else body.get("kv_transfer_params")
-            asked = read(params, prompt, "", self._served, self._store)
-            gist = self._store.load(asked.id) if isinstance(asked, Load) else None
-            if isinstance(asked, Save):
-                self._save(asked, prompt)
+            action = parse_request(params, prompt, "", self._config, self._store)
+            gist = self._store.load(action.id) if isinstance(action, Load) else None
+            if isinstance(action, Save):
+                self._save(action, prompt)
             same = json.dumps({name: body[name] for name in body if name != "stream_interval"})
             known = self._known.get(same)
             if known is not None:
@@ -262,12 +262,12 @@ class FakeVllm:
             self._known[same] = found
             return found
 
-    def _save(self, asked: Save, prompt: list[int]) -> None:
+    def _save(self, action: Save, prompt: list[int]) -> None:
         ids = torch.tensor([prompt])
-        made = self.model.adapter.compress(ids, torch.ones_like(ids), asked.k)
-        row = Provenance(asked.instruction_sha256, len(asked.key.tokens))
-        gist = Gist(made, (asked.k,), (row,), asked.key.model, asked.key.template)
-        self._store.put(asked.key, replace(gist))
+        made = self.model.adapter.compress(ids, torch.ones_like(ids), action.k)
+        row = Provenance(action.instruction_sha256, len(action.key.tokens))
+        gist = Gist(made, (action.k,), (row,), action.key.model, action.key.template)
+        self._store.put(action.key, replace(gist))
 
 
 def _top(token: int, values: dict[int, float], most: int) -> dict[str, float]:

@@ -108,7 +108,7 @@ def test_a_stream_that_breaks_ends_with_an_error(server: Running, fakes: list[Fa
     server.client().chat.completions.create(**ASK)
     for fake in fakes:
         fake.fault = "halfway"
-    with pytest.raises(openai.APIError, match="in the middle of this answer; ask again"):
+    with pytest.raises(openai.APIError, match="in the middle of this answer; try again"):
         list(server.client().chat.completions.create(**ASK, stream=True))
 
 

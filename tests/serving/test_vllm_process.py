@@ -13,7 +13,7 @@ import pytest
 
 from gistkit.errors import UnavailableError
 from gistkit.serving.vllm import process
-from gistkit.serving.vllm.process import Child
+from gistkit.serving.vllm.process import VllmProcess
 
 SERVER = """
 import http.server, os, pathlib, sys
@@ -70,7 +70,7 @@ def test_it_is_started_again_and_ends_with_us(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "PAUSES", (0.1, 1.0))
-    with Child(options(tmp_path), command=[sys.executable, "-c", SERVER]) as made:
+    with VllmProcess(options(tmp_path), command=[sys.executable, "-c", SERVER]) as made:
         made.wait()
         ((first, key),) = started(tmp_path)
         assert key == made.key
@@ -85,20 +85,20 @@ def test_it_is_started_again_and_ends_with_us(
 def test_a_long_start_gives_signs_of_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(process, "TELL", 0.1)
+    monkeypatch.setattr(process, "REPORT_EVERY", 0.1)
     slow = "import time; print('INFO reading weights', flush=True); time.sleep(1.5)" + SERVER
     with (
         caplog.at_level("INFO", logger=process.__name__),
-        Child(options(tmp_path), command=[sys.executable, "-c", slow]) as made,
+        VllmProcess(options(tmp_path), command=[sys.executable, "-c", slow]) as made,
     ):
         made.wait()
     told = [x.facts for x in caplog.records if x.message == "waiting for vLLM to start"]  # type: ignore[attr-defined]
     assert told and told[-1]["last"] == "INFO reading weights"
 
 
-def test_why_it_does_not_start_is_told_in_a_line(tmp_path: Path) -> None:
+def test_why_it_does_not_start_is_told_in_one_line(tmp_path: Path) -> None:
     with (
-        Child(options(tmp_path), command=[sys.executable, "-c", FAILS]) as made,
+        VllmProcess(options(tmp_path), command=[sys.executable, "-c", FAILS]) as made,
         pytest.raises(UnavailableError, match="UnsupportedModelError: vLLM cannot serve gists"),
     ):
         made.wait()
@@ -106,20 +106,20 @@ def test_why_it_does_not_start_is_told_in_a_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_it_does_not_outlive_its_parent(how: signal.Signals, tmp_path: Path) -> None:
-    """Whatever ends the parent: `gistkit.integrations.launch` sees that its pipe has closed."""
+    """Whatever ends the parent: `gistkit.integrations.server` sees that its pipe has closed."""
     inner = (
-        "import gistkit.integrations.launch as launch, sys, time\n"
+        "import gistkit.integrations.server as launch, sys, time\n"
         "launch.runpy.run_module = lambda *_, **__: exec(open(sys.argv[4]).read(), {})\n"
         "launch.main()\n"
     )
     (tmp_path / "server.py").write_text(SERVER)
     outer = (
         "import sys, time\n"
-        "from gistkit.serving.vllm.process import Child\n"
+        "from gistkit.serving.vllm.process import VllmProcess\n"
         f"command = [sys.executable, '-c', {inner!r}]\n"
         f"options = lambda host, port: [host, str(port), {str(tmp_path)!r}, "
         f"{str(tmp_path / 'server.py')!r}]\n"
-        "with Child(options, command=command) as made:\n"
+        "with VllmProcess(options, command=command) as made:\n"
         "    made.wait()\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"

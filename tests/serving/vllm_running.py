@@ -1,15 +1,18 @@
 """Fake vLLM servers and an engine on them, while a test's coroutine runs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from gistkit.gist import Gist
 from gistkit.model import GistModel
 from gistkit.serving.engine import Prompt, Sampling, StreamChunk
-from gistkit.serving.vllm.engine import Vllm
-from gistkit.serving.vllm.tokenizer_model import hollow
+from gistkit.serving.vllm import client
+from gistkit.serving.vllm.engine import VllmEngine
+from gistkit.serving.vllm.tokenizer_model import tokenizer_model
 from gistkit.store import GistStore
 from gistkit.testing import tiny_gist_model
 from tests.serving.fake_vllm import FakeVllm
@@ -34,16 +37,16 @@ def servers(folder: Path, model: GistModel, count: int, **options: Any) -> Itera
 
 def engine_on(
     folder: Path, model: GistModel, store: GistStore, fakes: list[FakeVllm], **options: Any
-) -> Vllm:
+) -> VllmEngine:
     """An engine without weights on these servers."""
-    light = hollow(str(folder / "model"), model.fingerprint)
-    return Vllm(light, store, [one.url for one in fakes], name="tiny", **options)
+    light = tokenizer_model(str(folder / "model"), model.fingerprint)
+    return VllmEngine(light, store, [one.url for one in fakes], name="tiny", **options)
 
 
 def serving(
     folder: Path,
     count: int,
-    work: Callable[[Vllm, GistModel, list[FakeVllm]], Awaitable[None]],
+    work: Callable[[VllmEngine, GistModel, list[FakeVllm]], Awaitable[None]],
     **options: Any,
 ) -> None:
     """Run `work` on an engine with `count` servers."""
@@ -57,15 +60,39 @@ def serving(
         finally:
             await asyncio.wait_for(engine.stop(), 20)
 
-    with servers(folder, model, count) as fakes, GistStore(folder / "store") as store:
+    with (
+        patch.object(client, "CONNECT", 60.0),  # on a busy machine a fake server accepts late
+        servers(folder, model, count) as fakes,
+        GistStore(folder / "store") as store,
+    ):
         asyncio.run(run(fakes, store))
 
 
+async def stream(
+    engine: VllmEngine,
+    prompt: Prompt,
+    sampling: Sampling,
+    *,
+    gist: Gist | None = None,
+    gist_id: str = "",
+    whole: bool = False,
+) -> AsyncGenerator[StreamChunk, None]:
+    """The answer to a prompt, as it comes."""
+    prepared = await engine.prepare(prompt, gist, sampling, gist_id=gist_id)
+    async with aclosing(engine.stream(prepared, whole=whole)) as chunks:
+        async for chunk in chunks:
+            yield chunk
+
+
 async def ask(
-    engine: Vllm, text: str, sampling: Sampling, *, instruction: str = "", **more: Any
+    engine: VllmEngine,
+    text: str,
+    sampling: Sampling,
+    *,
+    instruction: str = "",
+    whole: bool = False,
 ) -> list[StreamChunk]:
-    """All there is to say to one input, from the instruction's gist where there is one."""
+    """All chunks of the answer to one input, from the gist of the instruction if there is one."""
     id, gist = await engine.compress(instruction) if instruction else ("", None)
-    whole = more.pop("whole", False)
-    prepared = await engine.prepare(Prompt("", text), gist, sampling, gist_id=id, **more)
-    return [chunk async for chunk in engine.stream(prepared, whole=whole)]
+    chunks = stream(engine, Prompt("", text), sampling, gist=gist, gist_id=id, whole=whole)
+    return [chunk async for chunk in chunks]

@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 from experiments.serving.vllm.loads import BLOCK, BLOCKS
-from gistkit.integrations.start import connector_config
+from gistkit.integrations.config import connector_config
 from gistkit.model import GistModel
 
 NUMBERS = itertools.count()

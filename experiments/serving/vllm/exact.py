@@ -69,19 +69,20 @@ async def _score(model: GistModel, examples: list[Example]) -> list[dict[str, An
 
 
 async def _of_k(
-    engine: Any, model: GistModel, place: Path, examples: list[Example], k: int
+    engine: Any, model: GistModel, store_folder: Path, examples: list[Example], k: int
 ) -> dict[str, Any]:
     references = [example.output for example in examples]
-    keys = {one.instruction: GistKey.of(model, one.instruction, k) for one in examples}
-    errands = [
+    texts = dict.fromkeys(example.instruction for example in examples)
+    keys = {text: GistKey.of(model, text, k) for text in texts}
+    transfers = [
         {"compress": key.to_json(), "instruction_sha256": instruction_hash(text)}
         for text, key in keys.items()
     ]
     await ask_all(
         engine,
         [
-            ([*key.tokens, *[model.gist_id] * k], _params(errand))
-            for key, errand in zip(keys.values(), errands, strict=True)
+            ([*key.tokens, *[model.gist_id] * k], _params(transfer))
+            for key, transfer in zip(keys.values(), transfers, strict=True)
         ],
         clients=16,
         output=1,
@@ -101,11 +102,11 @@ async def _of_k(
         inputs = [one.input for one in examples[first : first + 50]]
         stacked = Gist.stack(gists[first : first + 50])
         by_us += [text.strip() for text in model.generate(inputs, stacked, max_new_tokens=NEW)]
-    with GistStore(place) as store:
-        kept = [store.get(keys[one.instruction]) for one in examples]
+    with GistStore(store_folder) as store:
+        stored = [store.get(keys[example.instruction]) for example in examples]
     furthest = max(
         float((found.tensors[name] - tensor).abs().max())
-        for found, gist in zip(kept, gists, strict=True)
+        for found, gist in zip(stored, gists, strict=True)
         if found is not None
         for name, tensor in gist.tensors.items()
     )
@@ -116,7 +117,7 @@ async def _of_k(
         "gist_model": exact_match(by_us, references),
         "equal_answers": sum(a == b for a, b in zip(by_vllm, by_us, strict=True)),
         "answers": len(examples),
-        "gists_kept": sum(found is not None for found in kept),
+        "gists_kept": sum(found is not None for found in stored),
         "furthest_value": furthest,
     }
 

@@ -1,8 +1,8 @@
-"""Gists by way of vLLM: servers started with our connector, spoken to over HTTP.
+"""Gists in vLLM: servers started with our connector and used over HTTP.
 
-    Vllm ── Job ──> Balancer ── which server ──> Endpoint ── /v1/completions ──> vLLM
-         ── compress ──> the same way, with another errand
+    start.open_engine ── VllmProcess, handshake ──> VllmEngine
+    VllmEngine ── Job ──> Router ── which server ──> Endpoint ── /v1/completions ──> vLLM
 
-The prompt's text, its tokens and the answer's text are made here, with the model's tokenizer; vLLM
-gets token ids and gives token ids. Nothing here imports vLLM: docs/vllm.md.
+Prompts, their tokens and the texts of answers are made here, with the model's tokenizer; vLLM gets
+and gives token ids. Nothing here imports vLLM: docs/vllm.md.
 """

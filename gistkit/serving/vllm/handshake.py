@@ -1,82 +1,192 @@
-"""Servers show that they are ours by doing what only such a one can do.
+"""Which model servers run, and proof that they are ours.
 
-With the right weights, our connector and our store a server can compress an instruction that nobody
-has seen before, and the gist is found in the store. Where vLLM does not compress (docs/vllm.md), it
-answers from a gist, and refuses one that does not exist: without the connector it would answer all
-the same.
+A server serves under several names; one of them is its model's identity, by which it is asked. So
+an answer never comes from other weights, nor for a text that means other tokens there.
+
+Proof is doing what only the right server can do: with the right weights, our connector and our
+store it compresses an instruction that never occurred before, and the gist is in the store. Where
+vLLM does not compress (docs/vllm.md), it answers from a gist and refuses one that does not exist:
+without the connector it would answer all the same.
 """
 
 import asyncio
+import hashlib
+import json
+import logging
+import re
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Self
 
-from gistkit.errors import PromptError, SaveError
+import httpx2
+
+from gistkit.errors import OptionError, PromptError, SaveError, UnavailableError
 from gistkit.gist import Gist
 from gistkit.model import GistModel
-from gistkit.serving.engine import Prompt, Sampling
-from gistkit.serving.vllm.client import Endpoint
-from gistkit.serving.vllm.identity import NAMELESS, Identity
-from gistkit.serving.vllm.job import Job
-from gistkit.serving.vllm.jobs import Asking
-from gistkit.serving.vllm.wire import BrokenError, EndpointError, StrangerError
+from gistkit.serving.engine import Prepared
+from gistkit.serving.vllm.client import (
+    BrokenError,
+    Endpoint,
+    EndpointError,
+    WrongServerError,
+    http_client,
+)
+from gistkit.serving.vllm.jobs import Job, JobFactory
 from gistkit.store import GistKey, GistStore
+from gistkit.store.key import tokenizer_fingerprint
 
-NOBODY = "0" * 64  # no gist's id
+log = logging.getLogger(__name__)
+
+PATIENCE = 60.0  # seconds for the first server to answer
+RETRY = 0.5  # seconds
+UNKNOWN_ID = "0" * 64  # the id of no gist
+NAMELESS = (
+    "it does not say what it runs; start it with the command that `gistkit serve --engine vllm "
+    "--print-command` prints"
+)
+
+_NAME = re.compile(r"gistkit-([0-9a-f]{64})-([0-9a-f]{64})")
 
 
-def check_same(theirs: Identity | None, ours: Identity) -> None:
-    """Raise StrangerError unless a server runs our model."""
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which model a server runs.
+
+    Attributes:
+        weights: fingerprint of the weights; a gateway without weights takes it from its servers.
+        language: SHA-256 of what a gateway needs its own copy of: tokenizer, template, gist tokens,
+            ends of answers, names and shapes of the weights.
+    """
+
+    weights: str
+    language: str
+
+    @classmethod
+    def of(cls, model: GistModel) -> Self:
+        """A model's; a `TokenizerModel` will do."""
+        facts = {
+            "tokenizer": tokenizer_fingerprint(model.tokenizer),
+            "chat_template": model.tokenizer.chat_template,
+            "template": model.config.template,
+            "num_gist_tokens": model.config.num_gist_tokens,
+            "gist_id": model.gist_id,
+            "ends": sorted(model.end_tokens),
+            "shapes": sorted(
+                (name, list(t.shape)) for name, t in model.hf_model.named_parameters()
+            ),
+        }
+        text = json.dumps(facts, sort_keys=True)
+        return cls(model.fingerprint, hashlib.sha256(text.encode()).hexdigest())
+
+    @classmethod
+    def among(cls, names: Sequence[str]) -> Self | None:
+        """Find an identity among a server's names; None: there is none."""
+        found = next((match for name in names if (match := _NAME.fullmatch(name))), None)
+        return None if found is None else cls(*found.groups())
+
+    @property
+    def name(self) -> str:
+        """The name to serve under, and to ask by."""
+        return f"gistkit-{self.weights}-{self.language}"
+
+
+async def discover(urls: Sequence[str], key: str | None, *, patience: float = PATIENCE) -> Identity:
+    """The model that servers run, asked before anything is known about them.
+
+    Servers that do not answer are left out, as long as one does.
+
+    Raises:
+        UnavailableError: none answers in time, or none says what it runs.
+        OptionError: they run different models.
+    """
+    client = http_client(key)
+    waiting_since = asyncio.get_running_loop().time()
+    logged = False
+    try:
+        while True:
+            answers = [await _identity(url, client) for url in urls]
+            found = {answer for answer in answers if isinstance(answer, Identity)}
+            reasons = "; ".join(
+                f"{url}: {str(answer) or 'no answer in time'}"
+                for url, answer in zip(urls, answers, strict=True)
+            )
+            starting = any(isinstance(answer, BrokenError | TimeoutError) for answer in answers)
+            waited = asyncio.get_running_loop().time() - waiting_since
+            if found or not starting or waited > patience:
+                break
+            if not logged:
+                log.info("waiting for a vLLM server", extra={"facts": {"why": reasons}})
+                logged = True
+            await asyncio.sleep(RETRY)
+    finally:
+        await client.aclose()
+    if not found:
+        raise UnavailableError(f"no vLLM server can be used: {reasons}")
+    if len(found) > 1:
+        raise OptionError("the endpoints run different models; one gateway serves one model")
+    return found.pop()
+
+
+async def _identity(url: str, client: httpx2.AsyncClient) -> Identity | Exception:
+    try:
+        info = await Endpoint(url, client).info()
+    except (EndpointError, TimeoutError) as error:
+        return error
+    return Identity.among(info.names) or EndpointError(NAMELESS)
+
+
+def check_identity(names: Sequence[str], ours: Identity) -> None:
+    """Raise WrongServerError unless a server of these names runs our model."""
+    theirs = Identity.among(names)
     if theirs is None:
-        raise StrangerError(NAMELESS)
+        raise WrongServerError(NAMELESS)
     if theirs.weights != ours.weights:
-        raise StrangerError("it runs other weights, or the same in another --precision")
+        raise WrongServerError("it runs other weights, or the same in another `precision`")
     if theirs.language != ours.language:
-        raise StrangerError(
-            "it runs another model than MODEL here: tokenizer, template, gist tokens, ends of "
-            "answers or shapes differ; give the model that it was started with"
+        raise WrongServerError(
+            "it runs another model than the one given here: tokenizer, template, gist tokens, ends "
+            "of answers or shapes differ; give the model that it was started with"
         )
 
 
-async def shows_compressing(
-    endpoint: Endpoint, asking: Asking, model: GistModel, store: GistStore
-) -> Gist:
-    """The gist of an instruction that a server was asked to compress; not in the store any more.
+async def prove_compressing(endpoint: Endpoint, jobs: JobFactory, store: GistStore) -> Gist:
+    """Have a server compress a new instruction; the gist is removed from the store again.
 
     Raises:
         EndpointError: it did not.
     """
     instruction = f"Are you there? {secrets.token_hex(8)}"
-    key = GistKey.of(model, instruction)
+    key = GistKey.of(jobs.model, instruction)
     try:
-        await _done(endpoint, asking.to_compress(key, instruction))
+        await _run(endpoint, jobs.compression(key, instruction))
         gist = await asyncio.to_thread(store.get, key)
     finally:
         with suppress(SaveError):
             await asyncio.to_thread(store.remove, key.id)
     if gist is None:
-        raise StrangerError(
-            f"it kept no gist in {store.place}: it has another store, no connector of ours, or "
-            "cannot compress this model (--compressor transformers); see its log"
+        raise WrongServerError(
+            f"it stored no gist in {store.place}: it has another store, lacks our connector, or "
+            "cannot compress this model (`compressor=transformers` may); see its log"
         )
     return gist
 
 
-async def shows_reading(endpoint: Endpoint, asking: Asking, id: str, gist: Gist) -> None:
-    """Have a server answer from this stored gist, and from none (raises EndpointError)."""
-    prepared = await asking.prepare(Prompt("", "a"), gist, Sampling(1), gist_id=id)
+async def prove_reading(endpoint: Endpoint, jobs: JobFactory, prepared: Prepared) -> None:
+    """Have a server answer from a stored gist, and refuse another (raises EndpointError)."""
+    unknown = replace(prepared, gist_id=UNKNOWN_ID)
     try:
-        nothing = replace(prepared, gist_id=NOBODY)
-        await _done(endpoint, *asking.jobs(nothing, "", whole=True))
+        await _run(endpoint, *jobs.answers(unknown, whole=True))
     except BrokenError:
         raise
     except (EndpointError, PromptError):
-        await _done(endpoint, *asking.jobs(prepared, "", whole=True))
+        await _run(endpoint, *jobs.answers(prepared, whole=True))
         return
-    raise StrangerError("it answered from a gist that does not exist: it has no connector of ours")
+    raise WrongServerError("it answered from a gist that does not exist: it lacks our connector")
 
 
-async def _done(endpoint: Endpoint, *jobs: Job) -> None:
+async def _run(endpoint: Endpoint, *jobs: Job) -> None:
     for job in jobs:
-        async for _ in endpoint.ask(job.body):
+        async for _ in endpoint.complete(job.body):
             pass

@@ -1,186 +1,237 @@
-"""Which server answers what: the least loaded of those that have the gist at hand.
+"""Which server answers what: the least loaded of those that have the gist in memory.
 
-    submit ──> FairQueue ── room on a server ──> its answer is read ──> Job.chunks
+    submit ──> queue ── a server has room ──> its answer is read ──> Job.chunks
+    check each server ──> it is up or down ──> jobs start, or move to another server
 
-A server has at hand what it was asked for lately; one with much less to do is preferred all the
-same, and then has it, too. What fails before anybody saw a piece of it begins anew, once, on
+A server has in memory what it was asked for lately; one with much less to do is preferred all the
+same, and then has it, too. What fails before the client has seen a part of it is retried, once, on
 another server.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 from functools import partial
 
-from gistkit.errors import GistkitError, UnavailableError
+from gistkit.errors import GistkitError, PromptError, UnavailableError
 from gistkit.serving.scheduler import FairQueue, Throughput
-from gistkit.serving.vllm.client import Endpoint
-from gistkit.serving.vllm.job import Job
-from gistkit.serving.vllm.wire import BrokenError, EndpointError, StrangerError
+from gistkit.serving.vllm.client import BrokenError, Endpoint, EndpointError, WrongServerError
+from gistkit.serving.vllm.jobs import Job
 from gistkit.single_flight import STOPPED
 
 log = logging.getLogger(__name__)
 
 SLACK = 8
-"""Answers more than on the least loaded server, for the sake of a gist at hand."""
+"""Answers more than on the least loaded server, for the sake of a gist in memory."""
 
-GRACE = 5.0
-"""Seconds to wait for another server, where there is none at the moment."""
+GRACE = 5.0  # seconds to wait for another server, where none is up
+EVERY = 2.0  # seconds between two checks of a server that is up
+SOON, LATE = 0.5, 4.0  # seconds between two of one that is not: longer each time
+HANDSHAKE = 60.0  # seconds that a server may take to show what it is
+SILENT = 3  # health checks without an answer, after which it is down
 
-NOBODY = "no vLLM server is there at the moment; ask again in a while"
-FAILED = "the engine failed at this request; ask again"
+NONE_UP = "no vLLM server is up; try again later"
+FAILED = "the engine failed at this request; try again"
 
 
-class Balancer:
+class Router:
     """Jobs and servers, on one event loop.
 
     Args:
+        handshake: has a server show what it is (raises EndpointError).
         max_rows: answers at once on one server.
         max_waiting: jobs in the queue.
 
     Attributes:
-        running: answers that servers are giving.
-        retried: jobs that began anew.
-        tokens: told since the start.
+        retried: jobs that were retried.
+        tokens: received since the start.
     """
 
-    def __init__(self, endpoints: Sequence[Endpoint], *, max_rows: int, max_waiting: int) -> None:
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        handshake: Callable[[Endpoint], Awaitable[None]],
+        *,
+        max_rows: int,
+        max_waiting: int,
+    ) -> None:
         self.endpoints = endpoints
         self.retried = self.tokens = 0
-        self._max_rows, self._most = max_rows, max_waiting
-        self._waiting = FairQueue[Job]()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._handshake = handshake
+        self._max_rows, self._max_waiting = max_rows, max_waiting
+        self._queue = FairQueue[Job]()
         self._throughput = Throughput()
-        self._came = asyncio.Condition()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watchers: list[asyncio.Task[None]] = []
+        self._changed = asyncio.Condition()
         self._stopped = False
 
     @property
     def running(self) -> int:
         """Answers that servers are giving."""
-        return sum(one.running for one in self.endpoints)
+        return sum(endpoint.running for endpoint in self.endpoints)
 
     @property
     def waiting(self) -> int:
         """Jobs in the queue."""
-        return self._waiting.size
+        return self._queue.size
 
     @property
     def up(self) -> int:
         """Servers that get requests."""
-        return sum(one.up for one in self.endpoints)
+        return sum(endpoint.up for endpoint in self.endpoints)
+
+    @property
+    def _all_down(self) -> bool:
+        return all(endpoint.state == "down" for endpoint in self.endpoints)
+
+    async def start(self) -> None:
+        """Check every server once, then watch them all."""
+        await asyncio.gather(*map(self._update, self.endpoints))
+        self._watchers = [asyncio.create_task(self._watch(e)) for e in self.endpoints]
+
+    async def stop(self) -> None:
+        """End everything that runs and waits with an UnavailableError."""
+        self._stopped = True
+        for job in self._queue.clear():
+            job.chunks.put_nowait(UnavailableError(STOPPED))
+        tasks = [*self._watchers, *self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # ---- servers
+
+    async def check(self, endpoint: Endpoint) -> str:
+        """What is wrong with a server; "": nothing, and it is up."""
+        try:
+            if endpoint.up:
+                await endpoint.check_health()
+            else:
+                async with asyncio.timeout(HANDSHAKE):
+                    await self._handshake(endpoint)
+                endpoint.state, endpoint.problem = "up", ""
+        except TimeoutError:
+            endpoint.silent += 1
+            return "" if endpoint.up and endpoint.silent < SILENT else "it does not answer"
+        except (EndpointError, PromptError) as error:
+            return str(error)
+        except Exception:
+            log.exception("checking a server failed")
+            return "checking it failed; see the log"
+        endpoint.silent = 0
+        return ""
+
+    async def _watch(self, endpoint: Endpoint) -> None:
+        """Check one server again and again."""
+        pause = SOON
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(EVERY if endpoint.up else pause):
+                    await endpoint.wake.wait()
+            pause = SOON if endpoint.up or endpoint.wake.is_set() else min(2 * pause, LATE)
+            endpoint.wake.clear()
+            await self._update(endpoint)
+
+    async def _update(self, endpoint: Endpoint) -> None:
+        """Check a server, and move jobs to it or away from it."""
+        was_up, facts = endpoint.up, {"url": endpoint.url}
+        problem = await self.check(endpoint)
+        if problem:
+            if (endpoint.state, endpoint.problem) != ("down", problem):
+                log.warning("a server is down", extra={"facts": {**facts, "why": problem}})
+            endpoint.state, endpoint.problem = "down", problem
+            endpoint.recent.clear()
+            for reader in list(endpoint.readers):
+                reader.cancel()
+            if self._all_down:
+                for job in self._queue.clear():
+                    job.chunks.put_nowait(UnavailableError(NONE_UP))
+        elif endpoint.up and not was_up:
+            log.info("a server is up", extra={"facts": facts})
+        self._dispatch()
+        async with self._changed:
+            self._changed.notify_all()
+
+    # ---- jobs
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Line up.
+        """Put jobs into the queue.
 
         Raises:
             BusyError: the queue is full.
-            UnavailableError: no server is there, or this one is stopping.
+            UnavailableError: no server is up, or this one is stopping.
         """
         if self._stopped:
             raise UnavailableError(STOPPED)
-        if self._all_gone:
-            raise UnavailableError(NOBODY)
-        if self._waiting.size + len(jobs) > self._most:
-            raise self._throughput.busy(self._waiting.size)
+        if self._all_down:
+            raise UnavailableError(NONE_UP)
+        if self._queue.size + len(jobs) > self._max_waiting:
+            raise self._throughput.busy(self.waiting)
         for job in jobs:
-            self._waiting.push(job)
-        self._serve()
+            self._queue.push(job)
+        self._dispatch()
 
     def cancel(self, job: Job) -> None:
-        """Nobody listens to it any more: out of the queue, or off its server."""
+        """Take a job out of the queue, or off its server."""
         job.cancelled = True
-        if not self._waiting.remove(job) and job.task is not None:
+        if not self._queue.remove(job) and job.task is not None:
             job.task.cancel()
-
-    async def changed(self) -> None:
-        """A server is back, or gone."""
-        if self._all_gone:
-            for request in self._waiting.clear():
-                request.chunks.put_nowait(UnavailableError(NOBODY))
-        self._serve()
-        async with self._came:
-            self._came.notify_all()
-
-    async def stop(self) -> None:
-        """End all that runs and waits with an UnavailableError."""
-        self._stopped = True
-        for request in self._waiting.clear():
-            request.chunks.put_nowait(UnavailableError(STOPPED))
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def seconds_until_room(self) -> float:
         """How long the queue takes, going by the last answers."""
         return self._throughput.seconds_until_room(self.waiting)
 
-    @property
-    def _all_gone(self) -> bool:
-        return all(one.state == "gone" for one in self.endpoints)
-
-    def _serve(self) -> None:
-        """Give jobs to servers, as long as there is room."""
-        for request in self._waiting.in_turn():
-            endpoint = self._pick(request)
+    def _dispatch(self) -> None:
+        """Start jobs, as long as a server has room."""
+        for job in self._queue.in_turn():
+            endpoint = self._choose(job)
             if endpoint is None:
                 return
-            self._waiting.take([request])
-            self._give(request, endpoint)
-            request.task = asyncio.create_task(self._work(request, endpoint))
-            self._tasks.add(request.task)
-            request.task.add_done_callback(partial(self._done, request))
+            self._queue.take([job])
+            self._assign(job, endpoint)
+            job.task = asyncio.create_task(self._run(job, endpoint))
+            self._tasks.add(job.task)
+            job.task.add_done_callback(partial(self._done, job))
+
+    def _choose(self, job: Job, other_than: Endpoint | None = None) -> Endpoint | None:
+        """A server with room; for a retried job any other than it had."""
+        able = [
+            endpoint
+            for endpoint in self.endpoints
+            if endpoint.up
+            and endpoint is not other_than
+            and (other_than is not None or endpoint.running < self._max_rows)
+        ]
+        if not able:
+            return None
+        least = min(able, key=_load)
+        holding = [endpoint for endpoint in able if job.content and job.content in endpoint.recent]
+        best = min(holding, key=_load, default=least)
+        return best if best.running <= least.running + SLACK else least
 
     @staticmethod
-    def _give(job: Job, endpoint: Endpoint) -> None:
-        endpoint.take(job.what)
+    def _assign(job: Job, endpoint: Endpoint) -> None:
+        endpoint.assign(job.content)
         job.endpoint = endpoint
 
     @staticmethod
-    def _free(job: Job) -> None:
+    def _release(job: Job) -> None:
         if job.endpoint is not None:
             job.endpoint.running -= 1
             job.endpoint = None
 
     def _done(self, job: Job, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
-        self._free(job)
+        self._release(job)
         if not self._stopped:
-            self._serve()
+            self._dispatch()
 
-    def _pick(self, job: Job, but: Endpoint | None = None) -> Endpoint | None:
-        """A server with room; for a job that begins anew, any other than it had."""
-        able = [
-            one
-            for one in self.endpoints
-            if one.up and one is not but and (but is not None or one.running < self._max_rows)
-        ]
-        if not able:
-            return None
-        least = min(able, key=_load)
-        holding = [one for one in able if job.what and job.what in one.held]
-        best = min(holding, key=_load, default=least)
-        return best if best.running <= least.running + SLACK else least
-
-    async def _work(self, job: Job, endpoint: Endpoint) -> None:
-        """See a job to its end, whatever that is."""
+    async def _run(self, job: Job, endpoint: Endpoint) -> None:
+        """Take a job to its end; what goes wrong goes to the client."""
         try:
-            try:
-                await self._read(job, endpoint)
-            except EndpointError as error:
-                self._note(endpoint, error)
-                self._free(job)
-                other = None if job.told else await self._other(job, endpoint)
-                if other is None:
-                    raise _over(job, error) from error
-                job.again()
-                self.retried += 1
-                self._give(job, other)
-                try:
-                    await self._read(job, other)
-                except EndpointError as second:
-                    self._note(other, second)
-                    raise _over(job, second) from second
+            await self._answer(job, endpoint)
             self._throughput.record()
         except asyncio.CancelledError:
             if self._stopped and not job.cancelled:
@@ -192,12 +243,30 @@ class Balancer:
             log.exception("a job failed")
             job.chunks.put_nowait(UnavailableError(FAILED))
 
+    async def _answer(self, job: Job, endpoint: Endpoint) -> None:
+        """Read an answer, at the second attempt from another server."""
+        for attempt in range(2):
+            try:
+                await self._read(job, endpoint)
+                return
+            except EndpointError as error:
+                self._report(endpoint, error)
+                self._release(job)
+                other = None if job.seen or attempt else await self._other(job, endpoint)
+                if other is None:
+                    where = "in the middle of this answer" if job.seen else "at this request"
+                    raise UnavailableError(f"the vLLM server failed {where}; try again") from error
+            endpoint = other
+            job.restart()
+            self.retried += 1
+            self._assign(job, endpoint)
+
     async def _read(self, job: Job, endpoint: Endpoint) -> None:
-        """Read an answer; whoever sees that the server is gone cancels `endpoint.readings`."""
-        reading = asyncio.create_task(self._follow(job, endpoint))
-        endpoint.readings.add(reading)
+        """Read an answer in a task that `_update` can cancel when the server is down."""
+        reader = asyncio.create_task(self._follow(job, endpoint))
+        endpoint.readers.add(reader)
         try:
-            await reading
+            await reader
         except asyncio.CancelledError:
             task = asyncio.current_task()
             assert task is not None
@@ -205,42 +274,37 @@ class Balancer:
                 raise
             raise BrokenError("it does not answer any more") from None
         finally:
-            endpoint.readings.discard(reading)
+            endpoint.readers.discard(reader)
 
     async def _follow(self, job: Job, endpoint: Endpoint) -> None:
-        async with aclosing(endpoint.ask(job.body)) as parts:
-            async for said in parts:
-                job.take(said)
-                self.tokens += len(said.tokens) * job.copies
-                if job.answer.done and not said.ended:
-                    return  # a stop string; the server is told by the connection's end
-                if said.ended and not job.answer.done:
-                    raise EndpointError("its answer ended before its end")
+        async with aclosing(endpoint.complete(job.body)) as chunks:
+            async for chunk in chunks:
+                job.push(chunk)
+                self.tokens += len(chunk.tokens) * job.copies
+                if job.answer.done and not chunk.finished:
+                    return  # a stop string; closing the connection tells the server
+                if chunk.finished and not job.answer.done:
+                    raise EndpointError("its answer ended too early")
 
     async def _other(self, job: Job, endpoint: Endpoint) -> Endpoint | None:
-        """Another server; or, where there is none at the moment, whoever is there in a while."""
-        found = self._pick(job, but=endpoint)
+        """Another server; where none is up, any that comes up soon."""
+        found = self._choose(job, other_than=endpoint)
         if found is not None or endpoint.up:
             return found
         try:
-            async with asyncio.timeout(GRACE), self._came:
-                await self._came.wait_for(lambda: self.up > 0)
+            async with asyncio.timeout(GRACE), self._changed:
+                await self._changed.wait_for(lambda: self.up > 0)
         except TimeoutError:
             return None
-        return self._pick(job, but=endpoint) or (endpoint if endpoint.up else None)
+        return self._choose(job, other_than=endpoint) or (endpoint if endpoint.up else None)
 
     @staticmethod
-    def _note(endpoint: Endpoint, error: EndpointError) -> None:
+    def _report(endpoint: Endpoint, error: EndpointError) -> None:
         level = logging.WARNING if endpoint.up else logging.DEBUG  # once, not for every answer
         log.log(level, "a server failed", extra={"facts": {"url": endpoint.url, "why": str(error)}})
-        if isinstance(error, BrokenError | StrangerError):
+        if isinstance(error, BrokenError | WrongServerError):
             endpoint.suspect(str(error))
 
 
 def _load(endpoint: Endpoint) -> tuple[int, int]:
     return endpoint.running, endpoint.served
-
-
-def _over(job: Job, error: EndpointError) -> UnavailableError:
-    where = "in the middle of this answer" if job.told else "at this request"
-    return UnavailableError(f"the vLLM server failed {where}; ask again")

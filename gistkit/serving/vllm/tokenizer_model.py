@@ -1,7 +1,6 @@
-"""A gist model without its weights: tokenizer, templates, sizes; enough to write prompts.
+"""A gist model without its weights: tokenizer, templates and sizes, enough to write prompts."""
 
-The weights are elsewhere, and their fingerprint is told by whoever has them.
-"""
+from contextlib import suppress
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -14,10 +13,11 @@ from gistkit.models.families import adapter_class
 from gistkit.prompts import GIST_TOKEN
 
 
-class Hollow(GistModel):
-    """See above. It encodes and decodes text and checks numbers; it computes nothing.
+class TokenizerModel(GistModel):
+    """Encodes and decodes text, and checks numbers; its weights are elsewhere.
 
     Args:
+        hf_model: on the meta device.
         fingerprint: of the weights that it stands for.
     """
 
@@ -29,16 +29,18 @@ class Hollow(GistModel):
         fingerprint: str,
     ) -> None:
         super().__init__(hf_model, tokenizer, config)
-        self._told = fingerprint
+        self._given_fingerprint = fingerprint
 
     @property
     def fingerprint(self) -> str:
-        """As it was told."""
-        return self._told
+        """See the class."""
+        return self._given_fingerprint
 
 
-def hollow(path_or_hub_id: str, fingerprint: str, *, cache_dir: str | None = None) -> Hollow:
-    """A model's folder or hub id, without reading its weights.
+def tokenizer_model(
+    path_or_hub_id: str, fingerprint: str, *, cache_dir: str | None = None
+) -> TokenizerModel:
+    """Load a model's folder or hub id without its weights.
 
     Raises:
         ModelNotFoundError: nothing there, or it cannot be read.
@@ -58,13 +60,13 @@ def hollow(path_or_hub_id: str, fingerprint: str, *, cache_dir: str | None = Non
         config = GistConfig(template=adapter_class(model_config).default_template)
     with torch.device("meta"):  # shapes only
         empty = loading.auto_class(model_config).from_config(model_config)
-    if (generation := _generation(path, cache_dir)) is not None:
-        empty.generation_config = generation
-    return Hollow(empty.eval(), tokenizer, config, fingerprint)
+    with suppress(OSError):  # the model has none
+        empty.generation_config = GenerationConfig.from_pretrained(path, cache_dir=cache_dir)
+    return TokenizerModel(empty.eval(), tokenizer, config, fingerprint)
 
 
 def check_servable(path_or_hub_id: str, *, cache_dir: str | None = None) -> str:
-    """The path that vLLM is to load.
+    """The path for vLLM to load.
 
     Raises:
         ModelNotFoundError: nothing there, or it cannot be read.
@@ -78,14 +80,7 @@ def check_servable(path_or_hub_id: str, *, cache_dir: str | None = None) -> str:
         )
     if loading.load_config(path, cache_dir=cache_dir).is_encoder_decoder:
         raise UnsupportedModelError(
-            "vLLM serves gists of decoder-only models, not of encoder-decoders; leave out "
-            "--engine vllm"
+            "vLLM serves gists of decoder-only models, not of encoder-decoders; use the "
+            "transformers engine"
         )
     return path
-
-
-def _generation(path: str, cache_dir: str | None) -> GenerationConfig | None:
-    try:
-        return GenerationConfig.from_pretrained(path, cache_dir=cache_dir)
-    except OSError:  # there is none
-        return None

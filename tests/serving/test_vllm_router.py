@@ -1,4 +1,4 @@
-"""Several vLLM servers: who gets what, and what becomes of answers when one fails."""
+"""Several vLLM servers: which one answers, and what happens to answers when one fails."""
 
 import asyncio
 import time
@@ -11,15 +11,15 @@ import pytest
 from gistkit.errors import BusyError, UnavailableError
 from gistkit.model import GistModel
 from gistkit.serving.engine import Prompt, Sampling
-from gistkit.serving.vllm.engine import Vllm
+from gistkit.serving.vllm.engine import VllmEngine
 from gistkit.store import GistStore
 from tests.serving.engine_running import texts
 from tests.serving.fake_vllm import FakeVllm
-from tests.serving.vllm_running import ask, engine_on, saved, serving
+from tests.serving.vllm_running import ask, engine_on, saved, serving, stream
 
 Fakes = list[FakeVllm]
 WHOLE = {number for number in range(80) if number % 4 < 2}
-"""Those that nobody looks at before they are all there."""
+"""Requests that are not streamed."""
 
 
 async def until(what: Callable[[], bool], seconds: float = 30) -> None:
@@ -30,7 +30,7 @@ async def until(what: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def compressed(fake: FakeVllm) -> int:
-    """Instructions, greetings too."""
+    """Instructions, those of handshakes too."""
     return sum("compress" in (body.get("kv_transfer_params") or {}) for body in fake.asked)
 
 
@@ -39,10 +39,11 @@ def answered(fake: FakeVllm) -> int:
     return len(fake.asked) - compressed(fake)
 
 
-def test_who_has_the_gist_at_hand_is_asked_and_others_when_he_is_busy(tmp_path: Path) -> None:
-    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+def test_a_server_that_has_the_gist_is_preferred_unless_it_is_busy(tmp_path: Path) -> None:
+    async def work(engine: VllmEngine, model: GistModel, fakes: Fakes) -> None:
         for name in ("Be brief.", "Be polite."):
             for _ in range(5):
+                await until(lambda: engine.stats()["running"] == 0)
                 await ask(engine, "abc", Sampling(2), instruction=name)
         assert sorted(map(answered, fakes)) == [5, 5]  # each has one gist, and is asked for it
         for fake in fakes:
@@ -57,7 +58,7 @@ def test_who_has_the_gist_at_hand_is_asked_and_others_when_he_is_busy(tmp_path: 
 
 
 def test_the_least_loaded_is_asked(tmp_path: Path) -> None:
-    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+    async def work(engine: VllmEngine, model: GistModel, fakes: Fakes) -> None:
         for fake in fakes:
             fake.pause = 0.02
         await asyncio.gather(*(ask(engine, "abc", Sampling(9)) for _ in range(12)))
@@ -67,31 +68,29 @@ def test_the_least_loaded_is_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["drop", "500", "503", "event"])
-def test_what_fails_before_the_first_token_begins_anew_elsewhere(
-    fault: str, tmp_path: Path
-) -> None:
-    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+def test_what_fails_before_the_first_token_is_retried_elsewhere(fault: str, tmp_path: Path) -> None:
+    async def work(engine: VllmEngine, model: GistModel, fakes: Fakes) -> None:
         wanted = model.generate("abc", model.compress("Be brief."), max_new_tokens=20)
         fakes[0].fault = fault
         many = [ask(engine, "abc", Sampling(20), instruction="Be brief.") for _ in range(30)]
         assert all(texts(one) == wanted for one in await asyncio.gather(*many))
         assert engine.stats()["retried"] > 0
-        fakes[1].fault = fault  # nobody is left
-        with pytest.raises(UnavailableError, match="failed at this request; ask again"):
+        fakes[1].fault = fault  # none is left
+        with pytest.raises(UnavailableError, match="failed at this request; try again"):
             await ask(engine, "abc", Sampling(20), instruction="Be brief.")
 
     serving(tmp_path, 2, work)
 
 
-def test_what_fails_half_way_ends_with_an_error_or_begins_anew_unseen(tmp_path: Path) -> None:
-    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+def test_what_fails_half_way_ends_with_an_error_or_is_retried_unseen(tmp_path: Path) -> None:
+    async def work(engine: VllmEngine, model: GistModel, fakes: Fakes) -> None:
         wanted = model.generate("abc", max_new_tokens=60)
         fakes[0].fault = "halfway"
         seen = 0
         for _ in range(2):  # one of them goes there
-            pieces = engine.stream(await engine.prepare(Prompt("", "abc"), None, Sampling(60)))
+            chunks = stream(engine, Prompt("", "abc"), Sampling(60))
             try:
-                assert texts([delta async for delta in pieces]) == wanted
+                assert texts([chunk async for chunk in chunks]) == wanted
             except UnavailableError as error:
                 assert "in the middle of this answer" in str(error)
                 seen += 1
@@ -105,9 +104,9 @@ def test_what_fails_half_way_ends_with_an_error_or_begins_anew_unseen(tmp_path: 
 
 
 def test_one_is_killed_under_load_and_comes_back(tmp_path: Path) -> None:
-    """No wrong answer, nothing lost that nobody had seen of, the rest ends with an error."""
+    """No wrong answer; nothing is lost that was not streamed, the rest ends with an error."""
 
-    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+    async def work(engine: VllmEngine, model: GistModel, fakes: Fakes) -> None:
         names = [f"Be brief {n}." for n in range(3)]
         wanted = {n: model.generate("abc", model.compress(n), max_new_tokens=24) for n in names}
         for fake in fakes:
@@ -121,14 +120,14 @@ def test_one_is_killed_under_load_and_comes_back(tmp_path: Path) -> None:
             id, gist = await engine.compress(name)
             text = ""
             try:
-                prompt = Prompt("", "abc")
-                prepared = await engine.prepare(prompt, gist, Sampling(24), gist_id=id)
-                async for delta in engine.stream(prepared, whole=number in WHOLE):
-                    if delta.tokens:
+                prompt, whole = Prompt("", "abc"), number in WHOLE
+                chunks = stream(engine, prompt, Sampling(24), gist=gist, gist_id=id, whole=whole)
+                async for chunk in chunks:
+                    if chunk.tokens:
                         begun.add(number)
-                    text += delta.text
+                    text += chunk.text
             except UnavailableError as error:
-                assert "in the middle of this answer; ask again" in str(error)
+                assert "in the middle of this answer; try again" in str(error)
                 broken.add(number)
                 assert wanted[name][0].startswith(text.strip())
             else:
@@ -152,14 +151,14 @@ def test_one_is_killed_under_load_and_comes_back(tmp_path: Path) -> None:
     serving(tmp_path, 2, work)
 
 
-def test_nobody_is_there_for_a_while(tmp_path: Path) -> None:
-    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+def test_all_servers_are_down_for_a_while(tmp_path: Path) -> None:
+    async def work(engine: VllmEngine, model: GistModel, fakes: Fakes) -> None:
         assert engine.healthy
         fakes[0].kill()
         await until(lambda: not engine.healthy)
         with pytest.raises(UnavailableError):
             await ask(engine, "abc", Sampling(3))
-        with pytest.raises(UnavailableError, match="no vLLM server is there"):
+        with pytest.raises(UnavailableError, match="no vLLM server is up"):
             await ask(engine, "abc", Sampling(3))
         fakes[0].start()
         await until(lambda: engine.healthy)
@@ -169,7 +168,7 @@ def test_nobody_is_there_for_a_while(tmp_path: Path) -> None:
 
 
 def test_one_that_is_silent_and_then_gone_loses_its_requests_to_the_other(tmp_path: Path) -> None:
-    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+    async def work(engine: VllmEngine, model: GistModel, fakes: Fakes) -> None:
         fakes[0].fault = "silent"
         wanted = model.generate("abc", max_new_tokens=5)
         many = [asyncio.create_task(ask(engine, "abc", Sampling(5))) for _ in range(6)]
@@ -185,7 +184,7 @@ def test_one_that_is_silent_and_then_gone_loses_its_requests_to_the_other(tmp_pa
     "how", ["other weights", "other words", "no connector", "another store", "another key"]
 )
 def test_a_server_that_is_not_what_it_should_be_gets_nothing(how: str, tmp_path: Path) -> None:
-    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+    async def work(engine: VllmEngine, model: GistModel, fakes: Fakes) -> None:
         fakes[1].kill()
         if how == "other weights":
             fakes[1].names = [f"gistkit-{'0' * 64}-{'0' * 64}"]
@@ -208,11 +207,11 @@ def test_a_server_that_is_not_what_it_should_be_gets_nothing(how: str, tmp_path:
     serving(tmp_path, 2, work)
 
 
-def test_who_starts_it_is_told_what_is_wrong(tmp_path: Path) -> None:
-    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+def test_check_says_what_is_wrong(tmp_path: Path) -> None:
+    async def work(engine: VllmEngine, model: GistModel, fakes: Fakes) -> None:
         await engine.stop()
         fakes[0].names, fakes[1].fault = [], "foreign"
-        with pytest.raises(UnavailableError, match=r"not say what it runs.*kept no gist"):
+        with pytest.raises(UnavailableError, match=r"not say what it runs.*stored no gist"):
             await engine.check()
 
     serving(tmp_path, 2, work)
@@ -221,7 +220,7 @@ def test_who_starts_it_is_told_what_is_wrong(tmp_path: Path) -> None:
 def test_weights_here_compress_and_measure(tmp_path: Path) -> None:
     """Where vLLM cannot compress: a server that only reads gists will do."""
 
-    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+    async def work(engine: VllmEngine, model: GistModel, fakes: Fakes) -> None:
         async with whole(engine, model, fakes) as found:
             before = [compressed(fake) for fake in fakes]
             id, _ = await found.compress("Be brief.")
@@ -234,12 +233,14 @@ def test_weights_here_compress_and_measure(tmp_path: Path) -> None:
             assert found.stats()["endpoints_up"] == 1  # the other has no connector
 
     class whole:
-        def __init__(self, engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+        def __init__(self, engine: VllmEngine, model: GistModel, fakes: Fakes) -> None:
             fakes[1].fault = "foreign"
             urls = [fake.url for fake in fakes]
-            self.engine = Vllm(model, engine.store, urls, name="tiny", local=True)
+            self.engine = VllmEngine(
+                model, engine.store, urls, name="tiny", compressor="transformers"
+            )
 
-        async def __aenter__(self) -> Vllm:
+        async def __aenter__(self) -> VllmEngine:
             await self.engine.start()
             return self.engine
 
@@ -250,9 +251,9 @@ def test_weights_here_compress_and_measure(tmp_path: Path) -> None:
 
 
 def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
-    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+    async def work(engine: VllmEngine, model: GistModel, fakes: Fakes) -> None:
         fakes[0].pause = 0.1
-        first = engine.stream(await engine.prepare(Prompt("", "abc"), None, Sampling(300)))
+        first = stream(engine, Prompt("", "abc"), Sampling(300))
         await anext(first)
         waiting = [asyncio.create_task(ask(engine, "x", Sampling(3))) for _ in range(2)]
         await until(lambda: engine.stats()["waiting"] == 2)
@@ -269,11 +270,11 @@ def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
 
 
 def test_leaving_early_is_told_to_vllm(tmp_path: Path) -> None:
-    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+    async def work(engine: VllmEngine, model: GistModel, fakes: Fakes) -> None:
         fakes[0].pause = 0.02
-        pieces = engine.stream(await engine.prepare(Prompt("", "abc"), None, Sampling(200)))
-        await anext(pieces)
-        await pieces.aclose()
+        chunks = stream(engine, Prompt("", "abc"), Sampling(200))
+        await anext(chunks)
+        await chunks.aclose()
         await until(lambda: fakes[0].cancelled == 1)
         task = asyncio.create_task(ask(engine, "abc", Sampling(200), whole=True))
         await until(lambda: fakes[0].running == 1)
@@ -284,7 +285,7 @@ def test_leaving_early_is_told_to_vllm(tmp_path: Path) -> None:
 
 
 def test_stopping_ends_what_runs_and_what_waits(tmp_path: Path) -> None:
-    async def work(engine: Vllm, model: GistModel, fakes: Fakes) -> None:
+    async def work(engine: VllmEngine, model: GistModel, fakes: Fakes) -> None:
         fakes[0].pause = 0.05
         tasks = [asyncio.create_task(ask(engine, "abc", Sampling(90))) for _ in range(3)]
         await until(lambda: engine.stats()["waiting"] == 2)
@@ -323,7 +324,7 @@ def test_machines_that_share_a_remote_store(
                 many = [ask(engine, "abc", Sampling(9), instruction="Be brief.") for _ in range(24)]
                 assert all(texts(one) == wanted for one in await asyncio.gather(*many))
                 assert min(map(answered, fakes)) > 0
-                assert sum(compressed(fake) for fake in fakes) == 2 + 1  # greetings, and one
+                assert sum(compressed(fake) for fake in fakes) == 2 + 1  # handshakes, and one
             finally:
                 await engine.stop()
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gistkit.errors import UnsupportedModelError
-from gistkit.integrations.layout import Layout
+from gistkit.integrations.kv_cache import CacheLayout
 from gistkit.models.families import FAMILIES, key_frequencies
 from gistkit.models.rotary import moved
 from gistkit.testing import tiny_gist_model, tiny_model
@@ -28,7 +28,7 @@ def test_what_was_written_is_read(dtype: torch.dtype) -> None:
     keys, values = torch.randn(2, 6, HEADS, SIZE).to(dtype)
     slots = torch.tensor([17, 3, 8, 9, 10, 0])
     packed(keys, values, cache, slots)
-    layout = Layout.learn(packed, cache, heads=HEADS, size=SIZE, block=BLOCK)
+    layout = CacheLayout.probe(packed, cache, heads=HEADS, size=SIZE, block=BLOCK)
     found = layout.read(cache, slots)
     assert torch.equal(found[0], keys)
     assert torch.equal(found[1], values)
@@ -39,7 +39,7 @@ def test_a_cache_that_rounds_is_refused() -> None:
         packed(keys // 8 * 8, values // 8 * 8, cache, slots)
 
     with pytest.raises(UnsupportedModelError, match="cannot be read"):
-        Layout.learn(
+        CacheLayout.probe(
             rounding, torch.zeros(1, HEADS, BLOCK, 2 * SIZE), heads=HEADS, size=SIZE, block=BLOCK
         )
 
@@ -49,7 +49,7 @@ def test_a_cache_that_forgets_is_refused() -> None:
         packed(keys, keys, cache, slots)
 
     with pytest.raises(UnsupportedModelError, match="cannot be read"):
-        Layout.learn(
+        CacheLayout.probe(
             forgetting, torch.zeros(1, HEADS, BLOCK, 2 * SIZE), heads=HEADS, size=SIZE, block=BLOCK
         )
 

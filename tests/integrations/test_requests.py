@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from gistkit.errors import GistFileError, GistMismatchError, OptionError, PromptError
-from gistkit.integrations.asked import Load, Save, Served, read
-from gistkit.integrations.start import connector_config
+from gistkit.integrations.config import ConnectorConfig, connector_config
+from gistkit.integrations.requests import Load, Save, parse_request
 from gistkit.model import GistModel
 from gistkit.store import GistKey, GistStore
 from gistkit.testing import tiny_gist_model
@@ -32,28 +32,30 @@ def id(model: GistModel, store: GistStore) -> str:
 
 
 @pytest.fixture(scope="module")
-def served(model: GistModel, store: GistStore) -> Served:
+def config(model: GistModel, store: GistStore) -> ConnectorConfig:
     config = connector_config(model, store.place, adapters={"polite": "f" * 64})
-    return Served.of(config["kv_connector_extra_config"])
+    return ConnectorConfig.parse(config["kv_connector_extra_config"])
 
 
-def test_a_gist_is_loaded(model: GistModel, store: GistStore, id: str, served: Served) -> None:
+def test_a_gist_is_loaded(
+    model: GistModel, store: GistStore, id: str, config: ConnectorConfig
+) -> None:
     prompt = [model.gist_id] * 2 + model.encoder.input("a")
-    assert read({"gist": id}, prompt, "", served, store) == Load(id, 2)
+    assert parse_request({"gist": id}, prompt, "", config, store) == Load(id, 2)
 
 
-def test_a_gist_is_saved(model: GistModel, store: GistStore, served: Served) -> None:
+def test_a_gist_is_saved(model: GistModel, store: GistStore, config: ConnectorConfig) -> None:
     key = GistKey.of(model, "Sing it.")
     prompt = [*key.tokens, *[model.gist_id] * 2]
     params = {"compress": key.to_json(), "instruction_sha256": DIGEST}
-    assert read(params, prompt, "", served, store) == Save(key, DIGEST)
+    assert parse_request(params, prompt, "", config, store) == Save(key, DIGEST)
 
 
 @pytest.mark.parametrize("params", [None, {}, {"do_remote_prefill": True}])
 def test_what_is_not_ours_is_left_alone(
-    params: dict[str, Any] | None, store: GistStore, served: Served
+    params: dict[str, Any] | None, store: GistStore, config: ConnectorConfig
 ) -> None:
-    assert read(params, None, "unheard of", served, store) is None
+    assert parse_request(params, None, "unheard of", config, store) is None
 
 
 @pytest.mark.parametrize(
@@ -76,20 +78,20 @@ def test_a_gist_that_cannot_be_loaded(
     model: GistModel,
     store: GistStore,
     id: str,
-    served: Served,
+    config: ConnectorConfig,
 ) -> None:
     given = [model.gist_id] * 2 + [3] if prompt is None else prompt
     with pytest.raises(error):
-        read({"gist": id if asked is None else asked}, given, adapter, served, store)
+        parse_request({"gist": id if asked is None else asked}, given, adapter, config, store)
 
 
 def test_a_prompt_of_placeholders_alone_is_refused(
-    model: GistModel, store: GistStore, id: str, served: Served
+    model: GistModel, store: GistStore, id: str, config: ConnectorConfig
 ) -> None:
     with pytest.raises(PromptError, match="2 times"):
-        read({"gist": id}, [model.gist_id] * 2, "", served, store)
+        parse_request({"gist": id}, [model.gist_id] * 2, "", config, store)
     with pytest.raises(PromptError, match="embeddings"):
-        read({"gist": id}, None, "", served, store)
+        parse_request({"gist": id}, None, "", config, store)
 
 
 @pytest.mark.parametrize(
@@ -106,43 +108,43 @@ def test_a_gist_that_cannot_be_saved(
     error: type[Exception],
     model: GistModel,
     store: GistStore,
-    served: Served,
+    config: ConnectorConfig,
 ) -> None:
     key = GistKey.of(model, "Sing it.")
     prompt = [*key.tokens, *[model.gist_id] * 2]
     params = {"compress": key.to_json(), "instruction_sha256": DIGEST} | change
     with pytest.raises(error):
-        read(params, prompt, "", served, store)
+        parse_request(params, prompt, "", config, store)
 
 
 def test_nobody_writes_a_gist_under_another_instruction(
-    model: GistModel, store: GistStore, served: Served
+    model: GistModel, store: GistStore, config: ConnectorConfig
 ) -> None:
     key = GistKey.of(model, "Sing it.")
     params = {"compress": key.to_json(), "instruction_sha256": DIGEST}
     with pytest.raises(PromptError):
-        read(params, [5, *key.tokens[1:], *[model.gist_id] * 2], "", served, store)
+        parse_request(params, [5, *key.tokens[1:], *[model.gist_id] * 2], "", config, store)
     with pytest.raises(GistMismatchError):
-        read(params, [*key.tokens, *[model.gist_id] * 2], "polite", served, store)
+        parse_request(params, [*key.tokens, *[model.gist_id] * 2], "polite", config, store)
 
 
 def test_an_adapter_compresses_elsewhere(
-    model: GistModel, store: GistStore, served: Served
+    model: GistModel, store: GistStore, config: ConnectorConfig
 ) -> None:
     """vLLM takes no row of <GIST> from an adapter, so what it made would be another gist."""
-    key = replace(GistKey.of(model, "Sing it."), model=served.models["polite"])
+    key = replace(GistKey.of(model, "Sing it."), model=config.models["polite"])
     params = {"compress": key.to_json(), "instruction_sha256": DIGEST}
     with pytest.raises(OptionError, match="adapter"):
-        read(params, [*key.tokens, *[model.gist_id] * 2], "polite", served, store)
+        parse_request(params, [*key.tokens, *[model.gist_id] * 2], "polite", config, store)
 
 
 def test_the_room_that_gists_may_take(model: GistModel, store: GistStore) -> None:
     config = connector_config(model, store.place, max_memory_bytes=1000)
-    assert Served.of(config["kv_connector_extra_config"]).max_memory_bytes == 1000
+    assert ConnectorConfig.parse(config["kv_connector_extra_config"]).max_memory_bytes == 1000
     with pytest.raises(OptionError):
-        Served.of(config["kv_connector_extra_config"] | {"max_memory_bytes": "all"})
+        ConnectorConfig.parse(config["kv_connector_extra_config"] | {"max_memory_bytes": "all"})
 
 
 def test_a_config_that_lacks_something() -> None:
     with pytest.raises(OptionError, match="gist_id"):
-        Served.of({"models": {"": "m"}, "store": "s"})
+        ConnectorConfig.parse({"models": {"": "m"}, "store": "s"})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gistkit.serving.vllm import client
-from gistkit.serving.vllm.client import Endpoint, client_of
+from gistkit.serving.vllm.client import Endpoint, http_client
 
 OPEN = Path("/proc/self/fd")
 
@@ -40,17 +40,17 @@ def test_idle_connections_are_closed_though_the_request_that_does_it_is_cancelle
     async def run() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         before = sockets()
-        client = client_of(None)
-        one = Endpoint(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", client)
-        await asyncio.gather(*(one.alive() for _ in range(4)))
+        http = http_client(None)
+        one = Endpoint(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", http)
+        await asyncio.gather(*(one.check_health() for _ in range(4)))
         await asyncio.sleep(0.05)
-        task = asyncio.create_task(one.alive())
+        task = asyncio.create_task(one.check_health())
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert task.cancelled()
-        await client.aclose()
+        await http.aclose()
         server.close()
         async with asyncio.timeout(10):
             while sockets() >= before:  # the one that listened is closed, too

@@ -1,9 +1,11 @@
-"""Where an attention backend keeps a token's numbers, found out by writing numbered ones.
+"""Keys and values read out of vLLM's paged cache.
 
-Caches are packed as the processor likes it; vLLM has a call that writes them and none that reads.
-So a block of a scratch cache is filled with numbers that say where they come from.
+A backend packs its cache as the processor likes it, and vLLM has a call that writes a cache but
+none that reads one. So `CacheLayout` has it write numbers that say where they come from into a
+scratch block, and looks where they went.
 
-Shapes: T tokens of a block, H heads, D head size, M numbers of a block (at least 2 · T · H · D).
+Shapes: T tokens of a block, H heads, D head size, M numbers of a block (at least 2 · T · H · D), n
+tokens.
 """
 
 from collections.abc import Callable
@@ -22,19 +24,21 @@ Write = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Places in a flattened block.
+class CacheLayout:
+    """Where a block keeps its numbers.
 
     Attributes:
-        keys, values: [T, H, D] place of each number, in 0 .. M-1.
+        keys, values: [T, H, D] offset of each number in the flattened block, in 0 .. M-1.
     """
 
     keys: Tensor
     values: Tensor
 
     @classmethod
-    def learn(cls, write: Write, cache: Tensor, *, heads: int, size: int, block: int) -> "Layout":
-        """Fill one block of a new cache shaped like `cache` [blocks, ...] and look.
+    def probe(
+        cls, write: Write, cache: Tensor, *, heads: int, size: int, block: int
+    ) -> "CacheLayout":
+        """Fill one block of a new cache shaped like `cache` [blocks, ...], and look.
 
         Raises:
             UnsupportedModelError: a block is not whole in `cache[block]`, or holds other numbers.
@@ -50,14 +54,14 @@ class Layout:
             write(digits[0], digits[1], scratch, slots)
             found += scratch.flatten().long() * scale
             scale *= BASE
-        places = torch.zeros(2 * count + 1, dtype=torch.int64, device=cache.device)
+        offsets = torch.zeros(2 * count + 1, dtype=torch.int64, device=cache.device)
         known = (found > 0) & (found <= 2 * count)
-        places[found[known]] = known.nonzero().flatten()
-        if int(known.sum()) != 2 * count or not torch.equal(found[places[1:]], numbers):
+        offsets[found[known]] = known.nonzero().flatten()
+        if int(known.sum()) != 2 * count or not torch.equal(found[offsets[1:]], numbers):
             raise UnsupportedModelError(
-                "this attention backend's cache cannot be read; let gistkit compress instead"
+                "this attention backend's cache cannot be read; compress with gistkit instead"
             )
-        keys, values = places[1:].view(2, block, heads, size)
+        keys, values = offsets[1:].view(2, block, heads, size)
         return cls(keys, values)
 
     def read(self, cache: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +70,7 @@ class Layout:
         blocks, inside = slots // block, slots % block
         flat = cache[blocks].flatten(1)  # [n, M]
 
-        def pick(places: Tensor) -> Tensor:
-            return flat.gather(1, places[inside].flatten(1)).view(len(slots), *places.shape[1:])
+        def pick(offsets: Tensor) -> Tensor:
+            return flat.gather(1, offsets[inside].flatten(1)).view(len(slots), *offsets.shape[1:])
 
         return pick(self.keys), pick(self.values)

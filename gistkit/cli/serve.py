@@ -61,7 +61,9 @@ def serve(
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The model's id for clients. [default: end of MODEL]"),
+        typer.Option(
+            "--name", metavar="NAME", help="The model's id for clients. [default: end of MODEL]"
+        ),
     ] = None,
     api_keys: Annotated[
         Path | None,
@@ -76,6 +78,7 @@ def serve(
     scope: Annotated[
         list[str] | None,
         typer.Option(
+            "--scope",
             metavar="SCOPE",
             help="Of the new key: chat, gists:read, gists:write, metrics; may be repeated. "
             "[default: all]",

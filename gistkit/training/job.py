@@ -23,7 +23,6 @@ from transformers import (
     TrainerCallback,
 )
 
-from gistkit.checkpoints.consolidate import make_plain
 from gistkit.data.collate import Batch, Collator, Limits, TrainingRows, encode_and
 from gistkit.data.tokenized import TokenizedRows, tokenize_rows
 from gistkit.errors import DataError, OptionError
@@ -38,6 +37,7 @@ from gistkit.training.lora import LoraArguments, add_adapter
 from gistkit.training.objectives import frozen, make_objective
 from gistkit.training.reporting import reporting
 from gistkit.training.safety import explained
+from gistkit.training.shards import make_plain
 from gistkit.training.start import (
     check_trained,
     output_folder,

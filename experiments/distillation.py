@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.objectives import config, measure, to_markdown
-from gistkit.data.sets import shuffled
+from gistkit.data.sets import read_splits, shuffled
 from gistkit.files import write_text
 from gistkit.model import GistModel
 from gistkit.train import run_config
 from gistkit.training.arguments import parse_config
-from gistkit.training.start import read_splits
 
 SCHEMA_VERSION = 1
 GIST = {"gist": 1.0}
@@ -92,7 +91,7 @@ def learn(name: str, raw: dict[str, Any], options: argparse.Namespace) -> list[d
         run_config(raw)
     kept = folder / f"scores-{options.eval_rows}.json"
     if not kept.is_file():
-        _, splits = read_splits(parse_config(pupil("cross_entropy", options)))
+        _, splits = read_splits(parse_config(pupil("cross_entropy", options)).data)
         model = GistModel.from_pretrained(folder)
         rows = [
             {"objective": name, **row}

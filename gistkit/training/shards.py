@@ -3,8 +3,8 @@
     checkpoint-N/global_step*/ (ZeRO-3) or pytorch_model_fsdp_0/ (FSDP) ── consolidate ──> a model
 
 Shards are pickles. They are read without running what they contain: tensors by torch's weights-only
-reader, and of classes only those named here, DeepSpeed's as empty stand-ins. DeepSpeed itself is not
-needed.
+reader, and of classes only those named here, DeepSpeed's as empty stand-ins. DeepSpeed need not be
+installed.
 """
 
 import pickle

@@ -9,12 +9,18 @@ from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from gistkit.errors import MissingExtraError, OptionError, SaveError
-from gistkit.training import tracking
+from gistkit.training import reporting as tracking
 from gistkit.training.arguments import TrainingConfig, parse_config
-from gistkit.training.display import Display, clock, score_lines
-from gistkit.training.jsonl import JsonLines, Reporter, read_lines
-from gistkit.training.plot import draw
-from gistkit.training.reporting import reporting
+from gistkit.training.reporting import (
+    Display,
+    JsonLines,
+    Reporter,
+    clock,
+    plot_curves,
+    read_lines,
+    reporting,
+    score_lines,
+)
 
 EVAL = {"eval_unseen_loss": 2.0, "eval_unseen_rougeL": 31.5, "eval_seen_rougeL": 40.0}
 
@@ -146,12 +152,12 @@ def test_scores_and_times() -> None:
 
 def test_the_picture(args: TrainingArguments, tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    assert draw(path) is None
+    assert plot_curves(path) is None
     log = JsonLines(path)
     for step in (1, 2, 3):
         tell(log, args, state(step), loss=3.0 / step)
     tell(log, args, state(3), **EVAL)
-    picture = draw(path)
+    picture = plot_curves(path)
     assert picture == tmp_path / "training.png"
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 

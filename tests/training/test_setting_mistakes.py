@@ -102,7 +102,7 @@ def test_a_run_that_keeps_no_model_says_so(
     ends = ["training.do_eval=false", "training.eval_strategy=no", "training.save_strategy=no"]
     ends += ["training.load_best_model_at_end=false", f"training.output_dir={tmp_path}"]
     assert main(["train", *SMALL, *ends]) == 0
-    assert "the trained model is not kept: training.save_strategy=no" in capsys.readouterr().out
+    assert "the trained model is not saved: training.save_strategy=no" in capsys.readouterr().out
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

@@ -23,7 +23,7 @@ from urllib.parse import urlparse
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 from transformers.integrations.integration_utils import TensorBoardCallback, WandbCallback
 
 from gistkit.errors import MissingExtraError, SaveError
@@ -91,9 +91,7 @@ class JsonLines(Reporter):
         self.start = time.monotonic()
         self.written: list[Line] = []
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
         old = read_lines(self.path)
@@ -103,12 +101,7 @@ class JsonLines(Reporter):
         write_text(self.path, "".join(map(_dump, [*kept, *self.written])))
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
     ) -> None:
         """Append one line, on disk when this returns (raises SaveError)."""
         if not state.is_world_process_zero:
@@ -186,9 +179,7 @@ class Display(Reporter):
         self.task = TaskID(0)
         self.begin = self.mark = (0, 0, 0.0)  # step, tokens, seconds
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.begin = self.mark = _now(state)
         if self.bar:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[news]}"))
@@ -200,19 +191,12 @@ class Display(Reporter):
             )
             self.progress.start()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if self.progress is not None:
             self.progress.update(self.task, completed=state.global_step)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
     ) -> None:
         logs = logs or {}
         if "loss" in logs:
@@ -299,9 +283,7 @@ class TensorBoard(TensorBoardCallback):
         super().__init__()  # type: ignore[no-untyped-call]
         self.logging_dir = str(folder)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.close()
         self.tb_writer = self._SummaryWriter(self.logging_dir, purge_step=state.global_step + 1)
         super().on_train_begin(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
@@ -329,9 +311,7 @@ class WandB(WandbCallback):
         self.folder = folder
         self.run: Any = None
 
-    def setup(
-        self, args: TrainingArguments, state: TrainerState, model: Any, **kwargs: Any
-    ) -> None:
+    def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
         """Start the run, or continue the one that the checkpoint belonged to."""
         self._initialized = True
         wandb, names = self._wandb, self.config.wandb

@@ -1,18 +1,20 @@
 """How well predictions match references: ROUGE, exact match, lengths. Pure functions of texts.
 
 Scores are percentages, 0 to 100; texts are compared as they are, one reference to a prediction.
-Knows nothing about models or files.
+`METRICS` is the table of all that evaluations, training logs and figures report. Knows nothing
+about models or files.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 from importlib import import_module
-from math import sqrt
-from statistics import NormalDist, fmean
+from statistics import fmean
 from typing import Any, TypedDict
 
 from gistkit.errors import MissingExtraError, OptionError
+from gistkit.stats import LEVEL, mean_interval, wilson_interval
 
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
@@ -71,7 +73,7 @@ def rouge_scores(
 
     `rougeLsum` compares sentence by sentence. Sentences end at a newline or at `.`, `!` or `?`
     before whitespace: a regular expression, since the splitter that the published scores use (nltk
-    punkt) needs a download. Texts whose lines are sentences already want `sentences=clean`.
+    punkt) needs a download. For texts with one sentence a line pass `sentences=clean`.
 
     Raises as `rouge` does.
     """
@@ -122,87 +124,21 @@ def exact_matches(predictions: Sequence[str], references: Sequence[str]) -> list
 
 
 def exact_match_interval(
-    predictions: Sequence[str], references: Sequence[str], *, level: float = 0.95
+    predictions: Sequence[str], references: Sequence[str], *, level: float = LEVEL
 ) -> tuple[float, float]:
     """The confidence interval of `exact_match` in percent (Wilson 1927), within 0 to 100.
 
     Raises as `exact_match` does, and OptionError if `level` is not between 0 and 1.
     """
-    _check_level(level)
-    share = exact_match(predictions, references) / 100
-    n = len(predictions)
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    center = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return 100 * max(0.0, center - half), 100 * min(1.0, center + half)
+    return _share_interval(exact_matches(predictions, references), seed=0, level=level)
 
 
-def bootstrap_interval(
-    scores: Sequence[float], *, seed: int, samples: int = 1000, level: float = 0.95
+def _share_interval(
+    values: Sequence[float], *, seed: int, level: float = LEVEL
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean of `scores`, the same for the same `seed`.
-
-    Each of `samples` times the scores are drawn anew with replacement. Raises OptionError if there
-    are no scores, `samples` is below 1, or `level` is not between 0 and 1.
-    """
-    import numpy  # slow to import; only this function needs it
-
-    _check_level(level)
-    if not scores:
-        raise OptionError("there are no scores to draw from; give at least one")
-    if samples < 1:
-        raise OptionError(f"samples is {samples}; give at least 1")
-    values = numpy.asarray(scores, dtype=numpy.float64)
-    draw = numpy.random.default_rng(seed).choice
-    means = [float(draw(values, size=len(values)).mean()) for _ in range(samples)]
-    low, high = numpy.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def rate_interval(
-    totals: Sequence[float],
-    counts: Sequence[float],
-    *,
-    seed: int,
-    samples: int = 1000,
-    level: float = 0.95,
-) -> tuple[float, tuple[float, float]]:
-    """The sum of `totals` over the sum of `counts` (nats a token, say), and its interval.
-
-    By the percentile bootstrap, a total and its count drawn together. Raises OptionError as
-    `bootstrap_interval` does, and where a count is not above zero or has no total.
-    """
-    import numpy
-
-    _check_level(level)
-    if len(totals) != len(counts) or not totals or min(counts) <= 0 or samples < 1:
-        raise OptionError("give at least one sample, and to each total a count above zero")
-    sums, numbers = (numpy.asarray(v, dtype=numpy.float64) for v in (totals, counts))
-    rows = numpy.random.default_rng(seed).integers(len(sums), size=(samples, len(sums)))
-    rates = sums[rows].sum(1) / numbers[rows].sum(1)
-    low, high = numpy.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
-    return float(sums.sum() / numbers.sum()), (float(low), float(high))
-
-
-def paired_difference(
-    scores: Sequence[float],
-    others: Sequence[float],
-    *,
-    seed: int,
-    samples: int = 1000,
-    level: float = 0.95,
-) -> tuple[float, tuple[float, float]]:
-    """The mean of `scores` minus that of `others`, and its interval by the paired bootstrap.
-
-    Both hold the same examples in the same order, and are drawn together: what makes an example
-    hard for both does not widen the interval. Raises OptionError as `bootstrap_interval` does, and
-    where there are not as many of one as of the other.
-    """
-    if len(scores) != len(others):
-        raise OptionError(f"{len(scores)} scores and {len(others)} others are no pairs")
-    differences = [one - other for one, other in zip(scores, others, strict=True)]
-    interval = bootstrap_interval(differences, seed=seed, samples=samples, level=level)
-    return fmean(differences), interval
+    """Wilson's: a bootstrap of no or only matches would claim to be certain."""
+    low, high = wilson_interval(sum(map(bool, values)), len(values), level=level)
+    return 100 * low, 100 * high
 
 
 def lengths(texts: Sequence[str]) -> Lengths:
@@ -227,6 +163,66 @@ def _check_pairs(predictions: Sequence[str], references: Sequence[str]) -> None:
         raise OptionError(f"{counts}; give one reference to each prediction")
 
 
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise OptionError(f"level is {level}; give a number between 0 and 1, such as 0.95")
+@dataclass(frozen=True)
+class Texts:
+    """What metrics score: predictions and one reference each; `sentences` as in `rouge_scores`."""
+
+    predictions: Sequence[str]
+    references: Sequence[str]
+    sentences: Callable[[str], str] = split_sentences
+
+    @cached_property
+    def rouge(self) -> Mapping[str, list[float]]:
+        """All kinds at once, since they share the work of tokenizing."""
+        return rouge_scores(self.predictions, self.references, sentences=self.sentences)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A number that reports show, and all that they need to know about it.
+
+    Attributes:
+        name: in reports and logs.
+        label: of a figure's axis.
+        score: a value for each prediction; None where the model computes it (`evaluate_split`).
+        interval: of the mean of those values.
+        greater_is_better: None where neither is: no differences are reported.
+        headline: also shown, with its interval, while training.
+        format: of the mean, in tables.
+    """
+
+    name: str
+    label: str
+    score: Callable[[Texts], Sequence[float]] | None = None
+    interval: Callable[..., tuple[float, float]] = mean_interval
+    greater_is_better: bool | None = True
+    headline: bool = False
+    format: str = ".2f"
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("rouge1", "ROUGE-1 [%]", lambda texts: texts.rouge["rouge1"]),
+        Metric("rouge2", "ROUGE-2 [%]", lambda texts: texts.rouge["rouge2"]),
+        Metric("rougeL", "ROUGE-L [%]", lambda texts: texts.rouge["rougeL"], headline=True),
+        Metric("rougeLsum", "ROUGE-Lsum [%]", lambda texts: texts.rouge["rougeLsum"]),
+        Metric(
+            "exact_match",
+            "exact match [%]",
+            lambda texts: exact_matches(texts.predictions, texts.references),
+            interval=_share_interval,
+            headline=True,
+        ),
+        Metric(
+            "words",
+            "words per answer",
+            lambda texts: [float(len(prediction.split())) for prediction in texts.predictions],
+            greater_is_better=None,
+        ),
+        Metric("gen_len", "tokens per answer", greater_is_better=None),
+        Metric("loss", "loss (nats per token)", greater_is_better=False, headline=True),
+        Metric("perplexity", "perplexity of the reference", greater_is_better=False),
+    )
+}
+"""By name, in the order in which reports show them."""

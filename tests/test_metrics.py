@@ -90,16 +90,6 @@ def test_a_higher_level_gives_a_wider_interval() -> None:
     assert 0 < wide_low < low < 50 < high < wide_high < 100
 
 
-def test_the_bootstrap_interval_follows_its_seed_and_the_standard_error() -> None:
-    scores = [float(value) for value in range(100)]
-    low, high = metrics.bootstrap_interval(scores, seed=1)
-    assert (low, high) == metrics.bootstrap_interval(scores, seed=1)
-    assert (low, high) != metrics.bootstrap_interval(scores, seed=2)
-    half = 1.96 * 28.87 / 10  # the mean's standard error: sd 28.87, n 100
-    assert (low, high) == pytest.approx((49.5 - half, 49.5 + half), abs=1.0)
-    assert metrics.bootstrap_interval([7.0, 7.0], seed=0) == (7.0, 7.0)
-
-
 def test_lengths_are_those_of_the_datas_own_statistics(shared: Path) -> None:
     """Mean, median and maximum as in the data's description; 44 of 252 have no input."""
     examples = read_examples(shared / "data" / "alpaca_plus" / "validation_human.json")
@@ -129,17 +119,5 @@ def test_pairs_must_be_pairs(score: object) -> None:
 def test_bad_options_are_refused() -> None:
     with pytest.raises(OptionError, match="'rouge9'"):
         metrics.rouge(["a"], ["a"], kinds=["rouge9"])
-    with pytest.raises(OptionError, match=r"level is 95"):
+    with pytest.raises(OptionError, match=r"`level` is 95"):
         metrics.exact_match_interval(["a"], ["a"], level=95)
-    with pytest.raises(OptionError, match="no scores"):
-        metrics.bootstrap_interval([], seed=0)
-    with pytest.raises(OptionError, match="samples is 0"):
-        metrics.bootstrap_interval([1.0], seed=0, samples=0)
-
-
-def test_the_interval_of_a_rate_weighs_examples_by_their_counts() -> None:
-    rate, (low, high) = metrics.rate_interval([1.0, 9.0], [1, 3], seed=0)
-    assert rate == 10 / 4
-    assert (low, high) == (1.0, 3.0)  # two draws of the same example are its own rate
-    with pytest.raises(OptionError, match="count above zero"):
-        metrics.rate_interval([1.0], [0], seed=0)

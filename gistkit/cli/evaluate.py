@@ -1,13 +1,22 @@
-"""`gistkit evaluate`: its options, checked before anything slow is imported."""
+"""`gistkit evaluate`: score files of answers, or a model's answers to splits.
 
+Options are checked before anything slow is imported.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
+from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gistkit.cli.compress import Device, Precision, check_together
-from gistkit.errors import OptionError
+from gistkit.cli.run import emit, progress_bar, quiet_libraries, say
+from gistkit.errors import GistkitError, OptionError
 
 
 class Condition(StrEnum):
@@ -19,7 +28,7 @@ class Condition(StrEnum):
     all = "all"
 
 
-class Way(StrEnum):
+class Mode(StrEnum):
     """How an answer is computed."""
 
     cache = "cache"
@@ -39,11 +48,11 @@ def evaluate(
         typer.Option(
             metavar="FILE...",
             help="Score these CSV files (x,y_pred,y_true; also .gz, .xz) without a model. Several "
-            "hold answers to the same examples: each is compared with the last.",
+            "must answer the same examples: each is compared with the last.",
         ),
     ] = None,
     unpaired: Annotated[
-        bool, typer.Option("--unpaired", help="Score several files, but compare none.")
+        bool, typer.Option("--unpaired", help="Score several files without comparing them.")
     ] = False,
     data: Annotated[
         str | None,
@@ -74,9 +83,9 @@ def evaluate(
         ),
     ] = None,
     path: Annotated[
-        Way,
+        Mode,
         typer.Option(help="Answer from the cached gist, or under the mask (slow, as published)."),
-    ] = Way.cache,
+    ] = Mode.cache,
     max_samples: Annotated[
         int | None, typer.Option(metavar="N", help="Answer only N examples of each split.")
     ] = None,
@@ -92,7 +101,7 @@ def evaluate(
         Path,
         typer.Option(
             metavar="DIR",
-            help="Where outputs and metrics go. When interrupted, the same command goes on.",
+            help="Folder for outputs and metrics. Rerun an interrupted command to resume.",
         ),
     ] = Path("evaluation"),
     precision: Annotated[Precision, typer.Option(help="Of the weights.")] = Precision.fp32,
@@ -104,7 +113,7 @@ def evaluate(
         bool, typer.Option("--force", help="Replace what --out holds of another evaluation.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Let the libraries speak, on standard error.")
+        bool, typer.Option("--verbose", help="Show the libraries' messages on standard error.")
     ] = False,
 ) -> None:
     """Score answers: those in CSV files, or those a model gives to a split.
@@ -118,7 +127,7 @@ def evaluate(
     gistkit evaluate toy --data tasks --condition all --max-samples 100
     """
     if seed < 0:
-        raise OptionError(f"--seed must be 0 or more, not {seed}")
+        raise OptionError(f"`seed` must be 0 or more, not {seed}")
     names = model or []
     if outputs:
         for name, value in (
@@ -126,14 +135,20 @@ def evaluate(
             ("--split", split),
             ("--condition", condition is not Condition.gist),
             ("-k", num_gist_tokens),
-            ("--path", path is not Way.cache),
+            ("--path", path is not Mode.cache),
             ("--max-samples", max_samples),
             ("--max-new-tokens", max_new_tokens),
         ):
             check_together("--outputs", outputs, name, value)
-        from gistkit.cli.score import score_files
+        files = [*outputs, *map(Path, names)]
+        from gistkit.evaluation.scores import report_head, score_files
 
-        score_files([*outputs, *map(Path, names)], paired=not unpaired, seed=seed, as_json=json)
+        found = score_files(files, paired=not unpaired, seed=seed)
+        if json:
+            shown = found["files"][0] if len(files) == 1 else found
+            emit(dumps({**report_head(seed), **shown}, ensure_ascii=False))
+        else:
+            _print_files(files, found)
         return
     check_together("--unpaired", unpaired, "a model", names)
     if len(names) != 1 or not names[0] or not data:
@@ -141,34 +156,146 @@ def evaluate(
             "nothing to evaluate: give one MODEL with --data PATH, or CSV files with --outputs FILE"
         )
     for name, number in (
-        ("--max-samples", max_samples),
-        ("--max-new-tokens", max_new_tokens),
-        ("--batch-size", batch_size),
-        *(("--num-gist-tokens", k) for k in num_gist_tokens or []),
+        ("max_samples", max_samples),
+        ("max_new_tokens", max_new_tokens),
+        ("batch_size", batch_size),
+        *(("num_gist_tokens", k) for k in num_gist_tokens or []),
     ):
         if number is not None and number < 1:
-            raise OptionError(f"{name} must be at least 1, not {number}")
+            raise OptionError(f"`{name}` must be at least 1, not {number}")
+    config = {
+        "model": names[0],
+        "precision": precision.value,
+        "device": device.value,
+        "cache_dir": cache_dir,
+        "data": data,
+        "splits": split or [],
+        "condition": condition.value,
+        "ks": num_gist_tokens or [],
+        "path": path.value,
+        "max_samples": max_samples,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "seed": seed,
+        "out": str(out),
+    }
+    _evaluate_model(config, out, as_json=json, force=force, verbose=verbose)
 
-    from gistkit.cli.evaluate_model import Evaluation, evaluate_model
 
-    evaluate_model(
-        Evaluation(
-            model=names[0],
-            precision=precision.value,
-            device=device.value,
-            cache_dir=cache_dir,
-            data=data,
-            splits=tuple(split or ()),
-            condition=condition.value,
-            ks=tuple(num_gist_tokens or ()),
-            path=path.value,
-            max_samples=max_samples,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            seed=seed,
-        ),
-        out,
-        as_json=json,
-        force=force,
-        verbose=verbose,
+def _evaluate_model(
+    config: dict[str, Any], out: Path, *, as_json: bool, force: bool, verbose: bool
+) -> None:
+    """Answer, score, write and print; raises as `Evaluation`."""
+    from gistkit.evaluation.data import read_validation
+    from gistkit.metrics import rouge
+
+    rouge(["a"], ["a"])  # complain before answering that rouge_score is not installed
+    splits = read_validation(config["data"], config["splits"], limit=config["max_samples"])
+    if not verbose:
+        quiet_libraries()
+    from gistkit.cli.request import choose_device
+    from gistkit.evaluation.run import Evaluation, answer_options, metrics_file, step_of
+    from gistkit.model import GistModel
+
+    step = step_of(config["model"])
+    metrics_file(out, step, force=force)  # complain before the model is loaded
+    model = GistModel.from_pretrained(
+        config["model"],
+        dtype=config["precision"],
+        device=choose_device(config["device"]),
+        cache_dir=config["cache_dir"],
     )
+    names = ("batch_size", "max_new_tokens", "path")
+    options = {name: config[name] for name in names}
+    cases = answer_options(model, config["condition"], config["ks"], **options)
+    with (
+        Evaluation(model, splits, cases, out, step=step, force=force) as evaluation,
+        progress_bar() as progress,
+    ):
+
+        def started(what: str, rows: int, done: int) -> Callable[[int], None]:
+            return partial(progress.advance, progress.add_task(what, total=rows, completed=done))
+
+        try:
+            report = evaluation.run(
+                seed=config["seed"],
+                about={"model": config["model"], "config": config},
+                started=started,
+            )
+        except (KeyboardInterrupt, GistkitError):
+            progress.stop()
+            if evaluation.done:
+                say(
+                    f"stopped; {evaluation.done} of {evaluation.total} answers are saved in {out}; "
+                    "rerun the same command to resume"
+                )
+            raise
+    if as_json:
+        emit(dumps(report, ensure_ascii=False))
+        return
+    for name in splits:
+        scores = {one["case"]: one for one in report["scores"] if one["split"] == name}
+        pairs = [pair for pair in report["paired"] if pair["split"] == name]
+        _print_scores(scores, {f"{pair['a']} - {pair['b']}": pair for pair in pairs}, title=name)
+
+
+def _print_files(paths: Sequence[Path], found: Mapping[str, Any]) -> None:
+    *names, last = _labels(paths)
+    _print_scores(
+        dict(zip([*names, last], found["files"], strict=True)),
+        {f"{name} - {last}": pair for name, pair in zip(names, found["paired"], strict=False)},
+    )
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """Short names of files: what their paths do not share; numbered where they are equal."""
+    shared = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    names = [str(path.absolute().relative_to(shared)) for path in paths]
+    if len({Path(name).name for name in names}) == 1 < len(set(names)):
+        names = [str(Path(name).parent) for name in names]  # one file name in many folders
+    return [
+        f"{name} ({number})" if names.count(name) > 1 else name
+        for number, name in enumerate(names, 1)
+    ]
+
+
+def _print_scores(
+    scores: Mapping[str, Mapping[str, Any]],
+    differences: Mapping[str, Mapping[str, Any]],
+    *,
+    title: str | None = None,
+) -> None:
+    """Scores side by side, each with its interval; then the differences."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from gistkit.metrics import METRICS
+
+    console = Console(file=sys.stdout, highlight=False)
+    tables = [(title, scores, _mean)]
+    if differences:
+        tables.append(("paired differences", differences, _difference))
+    for heading, columns, cell in tables:
+        table = Table(title=heading, title_justify="left")
+        table.add_column()
+        for name in columns:
+            table.add_column(Text(name, overflow="fold"))
+        if columns is scores:
+            table.add_row("rows", *(str(report["rows"]) for report in scores.values()))
+        for name, metric in METRICS.items():
+            if any(name in report for report in columns.values()):
+                cells = (cell(report, name, metric.format) for report in columns.values())
+                table.add_row(name, *cells)
+        console.print(table)
+
+
+def _mean(report: Mapping[str, Any], name: str, form: str) -> str:
+    interval = report["intervals"].get(name)
+    shown = "" if interval is None else " [{:.1f}, {:.1f}]".format(*interval)
+    return f"{report[name]:{form}}{shown}"
+
+
+def _difference(report: Mapping[str, Any], name: str, form: str) -> str:
+    low, high = report[name]["interval"]
+    return f"{report[name]['difference']:+{form}} [{low:+.1f}, {high:+.1f}]"

@@ -1,11 +1,25 @@
-"""`gistkit judge`: its options, checked before anything slow is imported."""
+"""`gistkit judge`: ask a judge, and report what it said."""
 
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gistkit.errors import OptionError
+from gistkit.cli.run import emit, progress_bar, say
+from gistkit.errors import JudgeError, OptionError
+
+if TYPE_CHECKING:
+    from gistkit.evaluation.judge.results import Verdicts
+    from gistkit.evaluation.judge.run import JudgeOptions, JudgeRun
+
+WIDTH = 180  # of tables that go to a file
+LISTED = 5  # failures that are shown
+_SPLIT = re.compile(r"validation_([a-z]+)")
 
 judge = typer.Typer(name="judge", no_args_is_help=False)
 
@@ -19,26 +33,27 @@ BaseUrl = Annotated[
 ApiKeyEnv = Annotated[
     str, typer.Option(metavar="VAR", help="The environment variable that holds the API key.")
 ]
-Seed = Annotated[int, typer.Option(metavar="N", help="Draws who is shown first.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Decides which answer is shown first.")]
 BothOrders = Annotated[
-    bool, typer.Option("--both-orders", help="Judge each pair in both orders; unequal is a tie.")
+    bool,
+    typer.Option(
+        "--both-orders", help="Judge each pair in both orders; if verdicts differ, it is a tie."
+    ),
 ]
 Temperature = Annotated[float, typer.Option(metavar="T", help="Of the judge.")]
 MaxTokens = Annotated[
     int | None, typer.Option(metavar="N", help="Longest verdict. [default: the endpoint's]")
 ]
 Structured = Annotated[
-    bool, typer.Option(help="Ask for a JSON schema; given up where the endpoint refuses it.")
+    bool, typer.Option(help="Send a JSON schema; dropped if the endpoint refuses it.")
 ]
 Concurrency = Annotated[int, typer.Option(metavar="N", help="Requests at once.")]
 Timeout = Annotated[float, typer.Option(metavar="S", help="Seconds for one request.")]
-Retries = Annotated[
-    int, typer.Option(metavar="N", help="Further requests where one failed; twice, if need be.")
-]
+Retries = Annotated[int, typer.Option(metavar="N", help="Further requests after a failed one.")]
 Backoff = Annotated[
     float,
     typer.Option(
-        metavar="S", help="Seconds to wait after an error; doubles. Retry-After comes first."
+        metavar="S", help="Seconds to wait after an error; doubles. Retry-After takes precedence."
     ),
 ]
 InputPrice = Annotated[
@@ -51,24 +66,24 @@ InputPrice = Annotated[
 OutputPrice = Annotated[
     float | None, typer.Option(metavar="USD", help="Price of a million tokens answered.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be asked; ask nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be asked; ask nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Report as one JSON object.")]
 Force = Annotated[
-    bool, typer.Option("--force", help="Start anew where a results file is already there.")
+    bool, typer.Option("--force", help="Start over where a results file is already there.")
 ]
 
 MODEL = "gpt-3.5-turbo"
 
 
 @judge.callback(invoke_without_command=True)
-def one(
+def judge_files(
     context: typer.Context,
     a: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Answers: CSV (x,y_pred,y_true).")
     ] = None,
     a_name: Annotated[str, typer.Option(metavar="NAME", help="What to call them.")] = "a",
     b: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Others to the same examples.")
+        Path | None, typer.Option(metavar="FILE", help="Other answers to the same examples.")
     ] = None,
     b_name: Annotated[str, typer.Option(metavar="NAME", help="What to call them.")] = "b",
     results_file: Annotated[
@@ -97,9 +112,9 @@ def one(
 ) -> None:
     """Let a language model choose between two models' answers, pair by pair.
 
-    Any endpoint that speaks OpenAI's chat API. Every verdict is kept at once, so the same command
-    goes on after Ctrl-C or an error, and asks only what is left. Pairs without a verdict are
-    listed; they count as nothing, never as ties.
+    Any endpoint that speaks OpenAI's chat API. Every verdict is saved at once: after Ctrl-C or an
+    error rerun the same command, which asks only what is left. Pairs without a verdict are listed;
+    they count as nothing, never as ties.
 
     \b
     gistkit judge --a gist.csv --a_name gist --b full.csv --b_name full --results_file gist.json
@@ -110,32 +125,25 @@ def one(
         return
     if a is None or b is None or results_file is None:
         raise OptionError("nothing to judge: give --a FILE, --b FILE and --results_file FILE")
-    from gistkit.cli.judge_run import Asked, judge_one
+    from gistkit.evaluation.judge.pairs import read_pairs
+    from gistkit.evaluation.judge.run import JudgeRun
 
-    asked = Asked(
-        model=model,
-        base_url=base_url,
-        api_key_env=api_key_env,
-        seed=seed,
-        both_orders=both_orders,
-        temperature=temperature,
-        max_tokens=max_tokens,
-        structured=structured,
-        concurrency=concurrency,
-        timeout=timeout,
-        retries=retries,
-        backoff=backoff,
-        input_price=input_price,
-        output_price=output_price,
-        n=n,
-        dry_run=dry_run,
-        force=force,
-    )
-    judge_one(asked, a, b, (a_name, b_name), results_file, as_json=json)
+    names = (a_name, b_name)
+    options = _options(context)
+    pairs = read_pairs(a, b, names)
+    if len(pairs) > n > 0:
+        say(f"judging the first {n} of {len(pairs)} pairs (--n 0 for all)")
+    run = JudgeRun(options, pairs, names, results_file, force=force)
+    if dry_run:
+        _print_plans({str(results_file): run.plan()}, as_json=json, example=run)
+        return
+    _print_verdicts({str(results_file): _judge(run, "judging")}, as_json=json)
+    _check_failures([run])
 
 
 @judge.command("all")
-def sweep(
+def judge_all(
+    context: typer.Context,
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Holds MODEL-gist-1/outputs-3000-*.csv and so on.")
     ],
@@ -170,28 +178,26 @@ def sweep(
 
     Comparisons whose results file is complete are skipped, the published ones too (also .json.gz).
     """
-    from gistkit.cli.judge_run import Asked, judge_all
+    from gistkit.evaluation.judge.run import JudgeRun
+    from gistkit.paper.judge_sweep import sweep
 
-    asked = Asked(
-        model=model,
-        base_url=base_url,
-        api_key_env=api_key_env,
-        seed=seed,
-        both_orders=both_orders,
-        temperature=temperature,
-        max_tokens=max_tokens,
-        structured=structured,
-        concurrency=concurrency,
-        timeout=timeout,
-        retries=retries,
-        backoff=backoff,
-        input_price=input_price,
-        output_price=output_price,
-        n=n,
-        dry_run=dry_run,
-        force=False,
-    )
-    judge_all(asked, folder, out, names=only or (), splits=split or (), as_json=json)
+    found: dict[str, Verdicts] = {}
+    plans: dict[str, Mapping[str, Any]] = {}
+    runs: list[JudgeRun] = []
+    options = _options(context)
+    for file, comparison in sweep(options, folder, out, names=only or (), splits=split or ()):
+        if not isinstance(comparison, JudgeRun):
+            found[file] = comparison
+        elif dry_run:
+            plans[file] = comparison.plan()
+        else:
+            found[file] = _judge(comparison, " vs ".join(comparison.journal.names))
+            runs.append(comparison)
+    if dry_run:
+        _print_plans(plans, as_json=json, complete=len(found))
+        return
+    _print_verdicts(found, as_json=json)
+    _check_failures(runs)
 
 
 @judge.command()
@@ -203,9 +209,205 @@ def report(
 ) -> None:
     """Wins, ties and losses with exact intervals; position bias; agreement between judges.
 
-    Intervals are Clopper and Pearson's, 95 %. Files that judge the same pairs are compared: Cohen's
-    kappa. Where the scores that a file stores are not those of its verdicts, both are shown.
+    Intervals are Clopper and Pearson's, 95 %. Files that judge the same pairs are compared by
+    Cohen's kappa. If the scores stored in a file differ from its verdicts, both are shown.
     """
-    from gistkit.cli.judge_report import report_files
+    from gistkit.evaluation.judge.results import report as report_on
 
-    report_files(files, as_json=json)
+    found = report_on(files)
+    if json:
+        emit(dumps(found, ensure_ascii=False))
+        return
+    _print_tallies(found["files"])
+    _print_agreement(found["agreement"])
+
+
+def _options(context: typer.Context) -> "JudgeOptions":
+    from gistkit.evaluation.judge.run import JudgeOptions
+
+    given = context.params
+    return JudgeOptions(**{field.name: given[field.name] for field in fields(JudgeOptions)})
+
+
+def _judge(run: "JudgeRun", what: str) -> "Verdicts":
+    """Ask what is left, with a bar."""
+    total = len(run.questions)
+    try:
+        with progress_bar() as progress:
+            task = progress.add_task(what, total=total, completed=total - len(run.left))
+            return run.judge(lambda: progress.advance(task))
+    except BaseException:
+        if done := total - len(run.left):
+            say(
+                f"stopped; {done} of {total} verdicts are saved in {run.journal.path}; "
+                "rerun the same command to resume"
+            )
+        raise
+
+
+def _check_failures(runs: "Sequence[JudgeRun]") -> None:
+    """Raise JudgeError where a pair has no verdict, after saying why of the first ones."""
+    failures = [
+        f"{run.journal.path.name} row {row + 1}: {why}"
+        for run in runs
+        for row, why in run.journal.failures(run.questions).items()
+    ]
+    for line in failures[:LISTED]:
+        say(line)
+    if failures:
+        raise JudgeError(
+            f"{len(failures)} pairs have no verdict (see failures in the results file); rerun the "
+            "same command to ask them again"
+        )
+
+
+def _print_plans(
+    plans: Mapping[str, Mapping[str, Any]],
+    *,
+    as_json: bool,
+    example: "JudgeRun | None" = None,
+    complete: int = 0,
+) -> None:
+    from gistkit.evaluation.judge.prompt import messages
+    from gistkit.evaluation.judge.results import SCHEMA_VERSION
+
+    if as_json:
+        emit(dumps({"schema_version": SCHEMA_VERSION, "plan": plans, "complete": complete}))
+        return
+    if example is not None and example.questions:
+        for part in messages(example.questions[0]):
+            emit(f"--- {part['role']}\n{part['content']}")
+        emit("---")
+    for file, plan in plans.items():
+        emit(f"{file}: {plan['requests']} requests, {plan['judged']} judged already")
+    tokens = sum(plan["prompt_tokens"] for plan in plans.values())
+    costs = [plan["estimated_cost"] for plan in plans.values()]
+    price = "price unknown (--input-price, --output-price)"
+    if None not in costs:
+        price = f"about ${sum(costs):.2f}"
+    emit(
+        f"in all {sum(plan['requests'] for plan in plans.values())} requests, about {tokens:,} "
+        f"prompt tokens, {price}; nothing was asked"
+        + (f"; {complete} comparisons are complete" if complete else "")
+    )
+
+
+def _print_verdicts(found: "Mapping[str, Verdicts]", *, as_json: bool) -> None:
+    from gistkit.evaluation.judge.results import SCHEMA_VERSION, summary
+
+    reports = [summary(file, verdicts) for file, verdicts in found.items()]
+    if as_json:
+        emit(dumps({"schema_version": SCHEMA_VERSION, "files": reports}, ensure_ascii=False))
+    else:
+        _print_tallies(reports)
+
+
+def _print_tallies(reports: Sequence[Mapping[str, Any]]) -> None:
+    """Wins, ties and losses, a line a file; then what must be said of some."""
+    from rich.text import Text
+
+    names = ("wins", "ties", "losses")
+    table, console = _table()
+    wide = console.width >= 150
+    for name in ("A", "B", "split", "n", "A wins [%]", "ties [%]", "B wins [%]", "win rate"):
+        table.add_column(name, overflow="fold", no_wrap=wide and name not in "AB")
+    for name in ("A of decided", "p", "1st : 2nd", "stored"):
+        table.add_column(name, no_wrap=wide)
+    for report in reports:
+        split = _SPLIT.search(report["file"])
+        position = report["position"]
+        low, high = report["decided"]["interval"]
+        share = report["decided"]["percent"]
+        table.add_row(
+            Text(report["a"]),
+            Text(report["b"]),
+            split[1] if split else "",
+            str(report["rows"]),
+            *(_count(report[name]) for name in names),
+            f"{report['win_rate']:.2f}",
+            "-" if share is None else f"{share:.1f} [{low:.1f}, {high:.1f}]",
+            f"{report['sign_test']:.2g}",
+            f"{position['first']} : {position['second']}",
+            _stored(report),
+        )
+    console.print(table)
+    for report in reports:
+        for line in _remarks(report):
+            console.print(Text(f"{Path(report['file']).name}: {line}"), soft_wrap=True)
+
+
+def _count(part: Mapping[str, Any]) -> str:
+    low, high = part["interval"]
+    return f"{part['count']} [{low:.1f}, {high:.1f}]"
+
+
+def _stored(report: Mapping[str, Any]) -> str:
+    if report["stored"] is None:
+        return "-"
+    return f"{report['stored'][0]:g}" + (
+        f" ≠ {report['points'][0]:g}" if report["stored_differs"] else ""
+    )
+
+
+def _remarks(report: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if report["stored_differs"]:
+        mended = f"; {report['mended_by_hand']} verdicts were read by hand"
+        lines.append(
+            f"stored scores {report['stored'][0]:g} : {report['stored'][1]:g}, its verdicts give "
+            f"{report['points'][0]:g} : {report['points'][1]:g}"
+            + (mended if report["mended_by_hand"] else "")
+        )
+    if report["failures"]:
+        a, b = report["points_as_published"]
+        lines.append(
+            f"{report['failures']} rows without a verdict; counted as ties, as published: "
+            f"{a:g} : {b:g} instead of {report['points'][0]:g} : {report['points'][1]:g}"
+        )
+    position = report["position"]
+    if position["both_orders"]:
+        lines.append(
+            f"both orders: {position['consistent']} of {position['both_orders']} rows have the "
+            f"same verdict; the answer shown first won {position['percent'] or 0:.1f} % of decided "
+            "verdicts"
+        )
+    if report["usage"]:
+        usage, cost = report["usage"], report["estimated_cost"]
+        lines.append(
+            f"{usage['requests']} requests, {usage['prompt_tokens']:,} + "
+            f"{usage['completion_tokens']:,} tokens, "
+            + ("price unknown" if cost is None else f"${cost:.4f}")
+        )
+    return lines
+
+
+def _print_agreement(pairs: Sequence[Mapping[str, Any]]) -> None:
+    """Agreement between judges, a line every two files; nothing where none share pairs."""
+    if not pairs:
+        return
+    from rich.text import Text
+
+    table, console = _table("agreement between judges")
+    for name in ("files", "n", "agreed % [95 %]", "kappa [95 %]"):
+        table.add_column(name)
+    for pair in pairs:
+        low, high = pair["agreed"]["interval"]
+        interval = pair["kappa_interval"]
+        table.add_row(
+            Text("\n".join(pair["files"])),
+            str(pair["rows"]),
+            f"{pair['agreed']['percent']:.1f} [{low:.1f}, {high:.1f}]",
+            "-"
+            if interval is None
+            else f"{pair['kappa']:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]",
+        )
+    console.print(table)
+
+
+def _table(title: str | None = None) -> Any:
+    from rich.console import Console
+    from rich.table import Table
+
+    width = None if sys.stdout.isatty() else WIDTH
+    console = Console(file=sys.stdout, highlight=False, markup=False, width=width)
+    return Table(title=title, title_justify="left"), console

@@ -1,12 +1,18 @@
-"""How a command ends: exit statuses, one-line errors, quiet libraries, broken pipes."""
+"""How a command ends: exit statuses, one-line errors, quiet libraries, broken pipes.
+
+The library's messages name parameters in backticks (`max_new_tokens`, `force=True`); here they
+become the flags of the command that ran.
+"""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperGroup
 
 from gistkit.errors import GistkitError, OptionError, SaveError
 
@@ -23,13 +29,12 @@ UsageError: type[BaseException] = typer.BadParameter.__base__ or typer.BadParame
 def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     """Run `app`; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     command = typer.main.get_command(app)
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        status = command.main(
-            None if arguments is None else list(arguments), prog_name=NAME, standalone_mode=False
-        )
+        status = command.main(words, prog_name=NAME, standalone_mode=False)
         sys.stdout.flush()
     except GistkitError as error:
-        return _complain(str(error))
+        return _complain(with_flags(str(error), command, words))
     except UsageError as error:
         context = getattr(error, "ctx", None)
         path = NAME if context is None else context.command_path
@@ -45,6 +50,33 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     if status == 130:
         say("interrupted")
     return status if isinstance(status, int) else 0
+
+
+def with_flags(message: str, command: Any, words: Sequence[str]) -> str:
+    """`message` with the flags of the command that `words` name, instead of parameters.
+
+    `name` and `name=True` become `--name`, `name=False` becomes `--no-name`, `name=8` becomes
+    `--name 8`, and a positional parameter its name in the help; what the command does not take
+    stays as it is.
+    """
+    for word in words:
+        if not isinstance(command, TyperGroup):
+            break
+        command = command.commands.get(word, command)
+    parameters = {parameter.name: parameter for parameter in command.params}
+
+    def flag(match: re.Match[str]) -> str:
+        parameter = parameters.get(match["name"])
+        if parameter is None:
+            return match.group()
+        if parameter.param_type_name == "argument":
+            return str(parameter.metavar)
+        if match["value"] == "False" and parameter.secondary_opts:
+            return str(parameter.secondary_opts[0])
+        value = "" if match["value"] in (None, "True") else f" {match['value']}"
+        return f"{parameter.opts[0]}{value}"
+
+    return re.sub(r"`(?P<name>[a-z]\w*)(?:=(?P<value>[^`]*))?`", flag, message)
 
 
 def emit(text: str) -> None:

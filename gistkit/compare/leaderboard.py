@@ -15,15 +15,13 @@ from typing import Any
 from gistkit.compare.run import Outcome
 from gistkit.compare.timing import Times
 from gistkit.metrics import (
-    bootstrap_interval,
     clean,
     exact_match_interval,
     exact_matches,
-    paired_difference,
-    rate_interval,
     rouge_scores,
 )
 from gistkit.prompts import Example
+from gistkit.stats import mean_interval, paired_difference, rate_interval
 
 HEAD = (
     "method",
@@ -120,7 +118,7 @@ def _entry(
         "perplexity_rows": len(scored),
         "intervals": {
             "exact_match": list(exact_match_interval(answers, references[:rows])),
-            "rougeL": list(bootstrap_interval(values["rougeL"], seed=seed)),
+            "rougeL": list(mean_interval(values["rougeL"], seed=seed)),
             "perplexity": perplexity[1:] if perplexity else None,
         },
         "to_full_prompt": differences

@@ -1,9 +1,10 @@
-"""Several cases (conditions, numbers of gist tokens) on several splits, side by side, resumable.
+"""Evaluate a model: several cases (conditions, numbers of gist tokens) on several splits.
 
     cases x splits ── answer ──> OUT/outputs-{step}-{split}.csv ──> scores, paired differences
+                                                               └──> OUT/metrics-{step}.json
 
-Several cases have a folder each (`OUT/gist-2/...`). Answers are kept in `.partial` files until
-`finish`, so that what was interrupted goes on.
+Several cases have a folder each (`OUT/gist-2/...`). Answers are saved batch by batch in `.partial`
+files, so that an interrupted evaluation resumes.
 """
 
 import hashlib
@@ -11,34 +12,86 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from gistkit.data.collate import Limits
-from gistkit.errors import SaveError
+from gistkit.errors import OptionError, SaveError
 from gistkit.evaluation.answers import AnswerOptions
-from gistkit.evaluation.saved import KeptAnswers
-from gistkit.evaluation.scores import difference
+from gistkit.evaluation.scores import difference, report_head
 from gistkit.evaluation.splits import SplitResult, evaluate_split, save_answers
+from gistkit.files import write_text
 from gistkit.model import GistModel
 from gistkit.prompts import Example
+from gistkit.report import PACKAGES, versions
+from gistkit.resumable import Journal
 
-Started = Callable[[str, int, int], Callable[[int], None]]
+ALL = "all"
+EXISTS = "exists already; choose another `out`, or `force=True` to replace it"
+Started = Callable[[str, int, int], Callable[[int], object]]
 """(what, rows, rows done) -> a function called with the number of rows answered since."""
 
 
-class Cases:
-    """Answers every split in every case.
+def answer_options(
+    model: GistModel,
+    condition: str = "gist",
+    num_gist_tokens: Sequence[int] = (),
+    *,
+    batch_size: int = 8,
+    max_new_tokens: int | None = None,
+    path: str = "cache",
+) -> dict[str, AnswerOptions]:
+    """How to answer, by case: `gist-2`, `pos_control-1`, ...
 
     Args:
-        model: answers.
-        splits: examples by split (`validation_unseen`, ...).
-        cases: how to answer, by name.
-        out: where outputs go.
-        step: the model's, for the names of files.
-        force: replace outputs and kept answers of another evaluation.
+        condition: one of them, or "all": gists of every k between the two controls.
+        num_gist_tokens: none: the model's default; of all conditions, every trained number.
+        max_new_tokens: None: as published, 128; decoder-only 512 with the prompt.
 
     Raises:
-        SaveError: `out` holds outputs, or answers under other settings.
+        OptionError: an unknown condition or path, or a k that the model was not trained for.
+    """
+    trained = model.config.num_gist_tokens
+    for k in num_gist_tokens:
+        if trained and k not in trained:
+            known = ", ".join(map(str, trained))
+            raise OptionError(
+                f"`num_gist_tokens={k}`: this model was trained for {known} gist tokens"
+            )
+    every = tuple(sorted(trained)) if condition == ALL else ()
+    ks = tuple(num_gist_tokens) or every or (model.config.default_k,)
+    pairs = [(condition, k) for k in ks]
+    if condition == ALL:
+        gists = [("gist", k) for k in ks]
+        pairs = [("pos_control", ks[0]), *gists, ("neg_control", ks[0])]
+    published = 128 if model.hf_model.config.is_encoder_decoder else 512
+    return {
+        f"{name}-{k}": AnswerOptions(
+            condition=name,
+            num_gist_tokens=k,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens or published,
+            max_length=None if max_new_tokens else published,
+            path=path,
+        )
+        for name, k in dict.fromkeys(pairs)
+    }
+
+
+class Evaluation:
+    """Answers every split in every case, scores the answers, writes outputs and metrics.
+
+        with Evaluation(model, splits, answer_options(model, "all"), Path("out")) as evaluation:
+            report = evaluation.run()
+
+    Args:
+        splits: examples by split (`validation_unseen`, ...).
+        cases: how to answer, by name.
+        out: folder for outputs and metrics.
+        step: of the model, for the names of files.
+        force: replace what `out` holds of another evaluation.
+
+    Raises:
+        SaveError: `out` holds another evaluation.
     """
 
     def __init__(
@@ -47,109 +100,91 @@ class Cases:
         splits: Mapping[str, Sequence[Example]],
         cases: Mapping[str, AnswerOptions],
         out: Path,
-        step: int,
         *,
+        step: int = 0,
         force: bool = False,
     ) -> None:
-        self.model, self.splits, self.cases = model, splits, cases
-        self.out, self.step = out, step
-        self._kept = {
-            (case, split): self._take_up(case, split, force=force)
+        self.model, self.splits, self.cases, self.step = model, splits, cases, step
+        self.metrics = metrics_file(out, step, force=force)
+        self.outputs = {
+            (case, split): (out if len(cases) == 1 else out / case) / f"outputs-{step}-{split}.csv"
             for split in splits
             for case in cases
         }
+        self._journals = {
+            (case, split): self._journal(case, split, force=force) for case, split in self.outputs
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for journal in self._journals.values():
+            journal.close()
 
     @property
     def total(self) -> int:
-        """How many answers there are to be."""
+        """How many answers are wanted."""
         return len(self.cases) * sum(map(len, self.splits.values()))
 
     @property
     def done(self) -> int:
-        """How many there are."""
-        return sum(len(kept.answers) for kept in self._kept.values())
+        """How many are saved."""
+        return sum(len(journal.entries) for journal in self._journals.values())
 
-    def outputs(self, case: str, split: str) -> Path:
-        """Where the outputs of a case on a split go."""
-        folder = self.out if len(self.cases) == 1 else self.out / case
-        return folder / f"outputs-{self.step}-{split}.csv"
+    def run(
+        self,
+        *,
+        seed: int = 0,
+        about: Mapping[str, Any] | None = None,
+        started: Started = lambda what, rows, done: lambda rows: None,
+    ) -> dict[str, Any]:
+        """Answer what is left; returns what `metrics-{step}.json` holds.
 
-    def answer(self, started: Started) -> dict[tuple[str, str], SplitResult]:
-        """Results by case and split; outputs are written as they come.
+        That is `scores` of each case and split, `paired` differences to pos_control, and what they
+        follow from.
 
         Args:
+            seed: of the intervals.
+            about: JSON values to record with the metrics.
             started: called before each case and split.
 
-        Raises: as `evaluate_split`; SaveError.
+        Raises:
+            PromptError, DataError, MissingExtraError: as `evaluate_split`.
+            SaveError: outputs or metrics could not be written.
         """
-        return {
-            (case, split): self._answer(case, split, kept, started)
-            for (case, split), kept in self._kept.items()
+        results = {
+            (case, split): self._answer(case, split, started) for case, split in self.outputs
         }
+        report = {
+            **report_head(seed),
+            "versions": versions((*PACKAGES, "rouge-score")),
+            "fingerprint": self.model.fingerprint,
+            "step": self.step,
+            **(about or {}),
+            "scores": [
+                {
+                    "case": case,
+                    "condition": self.cases[case].condition,
+                    "num_gist_tokens": self.cases[case].num_gist_tokens,
+                    "split": split,
+                    "outputs": str(self.outputs[case, split]),
+                    **result.scores.report(seed=seed),
+                    "gen_len": result.gen_len,
+                    "loss": result.loss,
+                    "perplexity": result.perplexity,
+                }
+                for (case, split), result in results.items()
+            ],
+            "paired": self._differences(results, seed),
+        }
+        write_text(self.metrics, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        for journal in self._journals.values():
+            journal.remove()
+        return report
 
-    def finish(self) -> None:
-        """Remove what was kept on the way; the results are somewhere else now."""
-        for kept in self._kept.values():
-            kept.remove()
-
-    def report(
-        self, results: Mapping[tuple[str, str], SplitResult], *, seed: int
-    ) -> dict[str, list[dict[str, Any]]]:
-        """`scores` of each case and split; `paired` differences to pos_control, as JSON values."""
-        scores = [
-            {
-                "case": case,
-                "condition": self.cases[case].condition,
-                "num_gist_tokens": self.cases[case].num_gist_tokens,
-                "split": split,
-                "outputs": str(self.outputs(case, split)),
-                **result.scores.report(seed=seed),
-                "gen_len": result.gen_len,
-                "loss": result.loss,
-                "perplexity": result.perplexity,
-            }
-            for (case, split), result in results.items()
-        ]
-        controls = [name for name, case in self.cases.items() if case.condition == "pos_control"]
-        paired = [
-            {"a": case, "b": control, "split": split}
-            | difference(result.scores, results[control, split].scores, seed=seed)
-            for (case, split), result in results.items()
-            for control in controls
-            if self.cases[case].condition != "pos_control"
-        ]
-        return {"scores": scores, "paired": paired}
-
-    def _answer(self, case: str, split: str, kept: KeptAnswers, started: Started) -> SplitResult:
-        examples, options = self.splits[split], self.cases[case]
-        advance = started(
-            f"{case} {split.removeprefix('validation_')}", len(examples), len(kept.answers)
-        )
-
-        def found(answers: Mapping[int, str]) -> None:
-            kept.add(answers)
-            advance(len(answers))
-
-        result = evaluate_split(
-            self.model,
-            examples,
-            options,
-            Limits.for_split(split),
-            known=dict(kept.answers),
-            found=found,
-        )
-        path, k = self.outputs(case, split), options.num_gist_tokens
-        save_answers(path, self.model, examples, result.answers, k)
-        return result
-
-    def _take_up(self, case: str, split: str, *, force: bool) -> KeptAnswers:
-        path = self.outputs(case, split)
-        partial = path.with_name(path.name + ".partial")
-        if path.exists() and not partial.exists() and not force:
-            raise SaveError(
-                f"{path} exists already; choose another --out, or --force to replace it"
-            )
-        examples = self.splits[split]
+    def _journal(self, case: str, split: str, *, force: bool) -> Journal:
+        path, examples = self.outputs[case, split], self.splits[split]
         texts = [[example.instruction, example.input, example.output] for example in examples]
         settings = {
             "model": self.model.fingerprint,
@@ -158,4 +193,58 @@ class Cases:
             "data": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
             **asdict(self.cases[case]),
         }
-        return KeptAnswers(partial, settings, rows=len(examples), force=force)
+        journal = Journal(path, settings, force=force)
+        if path.exists() and not journal.path.exists() and not force:
+            raise SaveError(f"{path} {EXISTS}")
+        return journal
+
+    def _answer(self, case: str, split: str, started: Started) -> SplitResult:
+        examples, options = self.splits[split], self.cases[case]
+        journal = self._journals[case, split]
+        known = {
+            entry["row"]: entry["answer"]
+            for entry in journal.entries
+            if entry.get("row") in range(len(examples)) and isinstance(entry.get("answer"), str)
+        }
+        advance = started(f"{case} {split.removeprefix('validation_')}", len(examples), len(known))
+
+        def found(answers: Mapping[int, str]) -> None:
+            journal.append(*({"row": row, "answer": answer} for row, answer in answers.items()))
+            advance(len(answers))
+
+        limits = Limits.for_split(split)
+        result = evaluate_split(self.model, examples, options, limits, known=known, found=found)
+        path, k = self.outputs[case, split], options.num_gist_tokens
+        save_answers(path, self.model, examples, result.answers, k)
+        return result
+
+    def _differences(
+        self, results: Mapping[tuple[str, str], SplitResult], seed: int
+    ) -> list[dict[str, Any]]:
+        """Of each case to pos_control, where that was evaluated too."""
+        conditions = {case: options.condition for case, options in self.cases.items()}
+        controls = [case for case, condition in conditions.items() if condition == "pos_control"]
+        return [
+            {"a": case, "b": control, "split": split}
+            | difference(result.scores, results[control, split].scores, seed=seed)
+            for (case, split), result in results.items()
+            for control in controls
+            if conditions[case] != "pos_control"
+        ]
+
+
+def metrics_file(out: Path, step: int, *, force: bool = False) -> Path:
+    """Where an evaluation's metrics go (raises SaveError where there are some)."""
+    path = out / f"metrics-{step}.json"
+    if path.exists() and not force:
+        raise SaveError(f"{path} {EXISTS}")
+    return path
+
+
+def step_of(model: str) -> int:
+    """The training step that `trainer_state.json` of a model's folder names; 0 without one."""
+    try:
+        state = json.loads((Path(model) / "trainer_state.json").read_text(encoding="utf-8"))
+        return max(0, int(state["global_step"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0

@@ -3,56 +3,43 @@
     answers ── score ──> Scores ── report ──> means and intervals
                            └────── difference ──> paired differences
 
-Knows nothing about models or files.
+Knows nothing about models.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from gistkit.metrics import (
-    ROUGE_KINDS,
-    bootstrap_interval,
-    clean,
-    exact_match_interval,
-    exact_matches,
-    paired_difference,
-    rouge_scores,
-    split_sentences,
-)
+from gistkit.evaluation.outputs import matched, read_outputs
+from gistkit.metrics import METRICS, Texts, clean, split_sentences
+from gistkit.stats import LEVEL, paired_difference
 
-NAMES = (*ROUGE_KINDS, "exact_match", "words")
-COMPARED = (*ROUGE_KINDS, "exact_match")
-LEVEL = 0.95
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Values of each example by name: four kinds of ROUGE and exact match in percent, `words`."""
+    """The value of every example, by metric: those of `METRICS` that texts alone decide."""
 
     values: Mapping[str, Sequence[float]]
-    exact_match_interval: tuple[float, float]
 
     def __len__(self) -> int:
-        return len(self.values["words"])
+        return len(next(iter(self.values.values())))
 
     def means(self) -> dict[str, float]:
         """The mean of each, by name."""
-        return {name: fmean(self.values[name]) for name in NAMES}
+        return {name: fmean(values) for name, values in self.values.items()}
 
     def interval(self, name: str, *, seed: int) -> tuple[float, float]:
-        """The 95 % interval of a mean: by bootstrap; of exact match by Wilson's formula.
-
-        A bootstrap of no or only exact matches would claim to be certain.
-        """
-        if name == "exact_match":
-            return self.exact_match_interval
-        return bootstrap_interval(self.values[name], seed=seed, level=LEVEL)
+        """The 95 % interval of a mean."""
+        return METRICS[name].interval(self.values[name], seed=seed)
 
     def report(self, *, seed: int) -> dict[str, Any]:
         """Means, `intervals` by name, and the number of `rows`, as JSON values."""
-        intervals = {name: list(self.interval(name, seed=seed)) for name in NAMES}
+        intervals = {name: list(self.interval(name, seed=seed)) for name in self.values}
         return {**self.means(), "rows": len(self), "intervals": intervals}
 
 
@@ -71,15 +58,8 @@ def score(
         MissingExtraError: the package rouge_score is not installed.
         OptionError: no predictions, or not as many references.
     """
-    predictions, references = list(map(clean, predictions)), list(map(clean, references))
-    return Scores(
-        {
-            **rouge_scores(predictions, references, sentences=sentences),
-            "exact_match": exact_matches(predictions, references),
-            "words": [float(len(prediction.split())) for prediction in predictions],
-        },
-        exact_match_interval(predictions, references, level=LEVEL),
-    )
+    texts = Texts(list(map(clean, predictions)), list(map(clean, references)), sentences)
+    return Scores({m.name: m.score(texts) for m in METRICS.values() if m.score is not None})
 
 
 def difference(scores: Scores, others: Scores, *, seed: int) -> dict[str, Any]:
@@ -88,9 +68,52 @@ def difference(scores: Scores, others: Scores, *, seed: int) -> dict[str, Any]:
     Raises OptionError where they are not of as many rows.
     """
     found = {}
-    for name in COMPARED:
-        mean, interval = paired_difference(
-            scores.values[name], others.values[name], seed=seed, level=LEVEL
-        )
-        found[name] = {"difference": mean, "interval": list(interval)}
+    for name, values in scores.values.items():
+        if METRICS[name].greater_is_better is not None:
+            mean, interval = paired_difference(values, others.values[name], seed=seed)
+            found[name] = {"difference": mean, "interval": list(interval)}
     return found
+
+
+def score_files(
+    paths: Sequence[Path], *, paired: bool = True, seed: int = 0
+) -> dict[str, list[dict[str, Any]]]:
+    """Scores of `files` of outputs, and what each differs from the last (`paired`), as JSON values.
+
+    Args:
+        paired: the files answer the same examples; False compares none.
+
+    Raises:
+        DataError: a file is no file of outputs, or (where `paired`) answers other examples.
+        MissingExtraError: rouge_score is not installed.
+    """
+    files = [read_outputs(path) for path in paths]
+    if paired:
+        names = [str(path) for path in paths]
+        files = [
+            matched(files[-1], rows, names=(names[-1], name))
+            for name, rows in zip(names, files, strict=True)
+        ]
+    scores = [
+        score([row.y_pred for row in rows], [row.y_true for row in rows], sentences=clean)
+        for rows in files
+    ]
+    reports = zip(paths, scores, strict=True)
+    return {
+        "files": [{"file": str(path), **found.report(seed=seed)} for path, found in reports],
+        "paired": [
+            {"a": str(path), "b": str(paths[-1]), **difference(found, scores[-1], seed=seed)}
+            for path, found in zip(paths[:-1], scores[:-1], strict=True)
+            if paired
+        ],
+    }
+
+
+def report_head(seed: int) -> dict[str, Any]:
+    """What opens every JSON report of scores."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "versions": {name: version(name) for name in ("gistkit", "rouge-score", "numpy")},
+        "seed": seed,
+        "level": LEVEL,
+    }

@@ -18,11 +18,9 @@ from gistkit.errors import DataError
 from gistkit.evaluation.answers import AnswerOptions, answer
 from gistkit.evaluation.outputs import Output, write_outputs
 from gistkit.evaluation.scores import Scores, score
+from gistkit.metrics import METRICS
 from gistkit.model import GistModel
 from gistkit.prompts import GIST_TOKEN, Example
-
-WITH_INTERVAL = ("rougeL", "exact_match")
-"""Scores that carry an interval during training, as `{name}_low` and `{name}_high`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +73,8 @@ class SplitEvaluator:
         return scores
 
     def score(self, model: GistModel, split: str, step: int) -> dict[str, float]:
-        """Scores of one split: loss, perplexity, rouge1, rouge2, rougeL, rougeLsum, exact_match,
-        words, gen_len, samples, runtime, and the intervals of `WITH_INTERVAL`."""
+        """Scores of one split: all `METRICS`, `{name}_low` and `{name}_high` of those that are
+        headlines, samples and runtime."""
         start = time.perf_counter()
         examples = self.splits[split]
         result = evaluate_split(model, examples, self.options, self.limits(split))
@@ -91,9 +89,10 @@ class SplitEvaluator:
             "samples": float(len(examples)),
             "runtime": time.perf_counter() - start,
         }
-        for name in WITH_INTERVAL:
-            low, high = result.scores.interval(name, seed=self.seed)
-            scores |= {f"{name}_low": low, f"{name}_high": high}
+        for name in result.scores.values:
+            if METRICS[name].headline:
+                low, high = result.scores.interval(name, seed=self.seed)
+                scores |= {f"{name}_low": low, f"{name}_high": high}
         return scores
 
 

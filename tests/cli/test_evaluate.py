@@ -1,15 +1,16 @@
-"""`gistkit evaluate MODEL`: outputs, metrics, conditions side by side; stopped and gone on with."""
+"""`gistkit evaluate MODEL`: outputs, metrics, conditions side by side; stopped and resumed."""
 
 import csv
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gistkit.data.examples import write_examples
-from gistkit.evaluation.saved import KeptAnswers
 from gistkit.prompts import Example
+from gistkit.resumable import Journal
 from tests.cli.console import Run
 
 EXAMPLES = [
@@ -102,24 +103,24 @@ def test_the_mask_gives_what_the_cache_gives(
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> Callable[[], None]:
-    """Ctrl-C once so many batches are kept; returns what undoes it."""
-    add = KeptAnswers.add
+    """Ctrl-C once so many batches are saved; returns what undoes it."""
+    append = Journal.append
     left = [batches]
 
-    def stopping(self: KeptAnswers, answers: Mapping[int, str]) -> None:
-        add(self, answers)
+    def stopping(self: Journal, *entries: Mapping[str, Any]) -> None:
+        append(self, *entries)
         left[0] -= 1
         if left[0] == 0:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(KeptAnswers, "add", stopping)
-    return lambda: monkeypatch.setattr(KeptAnswers, "add", add)
+    monkeypatch.setattr(Journal, "append", stopping)
+    return lambda: monkeypatch.setattr(Journal, "append", append)
 
 
-def test_ctrl_c_and_going_on(
+def test_ctrl_c_and_resuming(
     run: Run, decoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped in the second condition: what is kept is not answered again, and all ends equal."""
+    """Stopped in the second condition: saved answers are not sought again, and all ends equal."""
     common = ("evaluate", decoder, "--data", data, "--split", "seen", "--condition", "all")
     common = (*common, "-k", 2, "--max-new-tokens", 3, "--batch-size", 2)
     whole = run(*common, "--out", tmp_path / "whole")
@@ -127,16 +128,16 @@ def test_ctrl_c_and_going_on(
     undo = stop_after(monkeypatch, 3)
     ended = run(*common, "--out", out)
     assert ended.status == 130
-    assert "6 of 12 answers are kept" in ended.err
+    assert "6 of 12 answers are saved" in ended.err
     undo()
     partial = out / "gist-2" / "outputs-0-validation_seen.csv.partial"
     with partial.open("a") as file:
         file.write('{"row": 0, "ans')  # cut off by a full disk
     refused = run(*common, "--out", out, "--max-new-tokens", 4).error
     assert "max_new_tokens was 3, not 4" in refused
-    answered: list[int] = []
-    add = KeptAnswers.add
-    monkeypatch.setattr(KeptAnswers, "add", lambda self, a: (answered.extend(a), add(self, a))[1])
+    answered: list[Mapping[str, Any]] = []
+    append = Journal.append
+    monkeypatch.setattr(Journal, "append", lambda j, *e: (answered.extend(e), append(j, *e))[1])
     again = run(*common, "--out", out)
     assert len(answered) == 6
     assert again.out == whole.out
@@ -166,7 +167,10 @@ def test_one_file_its_step_and_its_order(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "DATA", "-k", 3], "-k 3: this model was trained for 2, 4 gist tokens"),
+        (
+            ["--data", "DATA", "-k", 3],
+            "--num-gist-tokens 3: this model was trained for 2, 4 gist tokens",
+        ),
         (["--data", "DATA", "-k", 0], "at least 1, not 0"),
         (["--data", "DATA", "--condition", "gits"], "is not one of"),
         (["--data", "DATA", "--path", "magic"], "is not one of"),

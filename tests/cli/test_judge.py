@@ -129,7 +129,7 @@ def test_an_endpoint_that_is_gone(run: Run, tmp_path: Path) -> None:
     assert "--a" in run("judge").error
     with FakeEndpoint(fault=lambda key, time: "401") as fake:
         ended = run(*arguments(tmp_path, fake, name="s.json"))
-    assert "see that the API key is the right one" in ended.error
+    assert "check that the API key is the right one" in ended.error
     assert KEY not in ended.err
     assert not (tmp_path / "s.json").exists()
 
@@ -192,12 +192,15 @@ def test_what_is_there_is_not_mixed(run: Run, tmp_path: Path) -> None:
     with FakeEndpoint() as fake:
         command = arguments(tmp_path, fake)
         run(*command, "--n", 5)
-        assert "another seed" in run(*command, "--seed", 7).error
+        assert "(seed was 42, not 7)" in run(*command, "--seed", 7).error
         assert (
-            "another model and temperature"
+            "model was m, not other, temperature was 0.0, not 1.0"
             in run(*command, "--model", "other", "--temperature", 1).error
         )
-        assert "another names" in run(*command, "--a_name", "other").error
+        assert (
+            "names was ('ours', 'full'), not ('other', 'full')"
+            in run(*command, "--a_name", "other").error
+        )
         write(tmp_path / "a.csv", ["changed"] * 20)
         assert "verdicts on other answers (row 1)" in run(*command).error
         assert sum(fake.asked.values()) == 5
@@ -222,7 +225,7 @@ def test_force_keeps_what_is_there_until_a_verdict_comes(run: Run, tmp_path: Pat
     assert load(tmp_path / "r.json")["judge"]["seed"] == 7
 
 
-@pytest.mark.parametrize("journal", ["{}\n", "[1]\n", "3\n", '{"judge": {}, "names": 3}\n'])
+@pytest.mark.parametrize("journal", ["{}\n", "[1]\n", "3\n", '{"settings": {}, "names": 3}\n'])
 def test_a_journal_that_is_none(run: Run, tmp_path: Path, journal: str) -> None:
     with FakeEndpoint() as fake:
         command = arguments(tmp_path, fake, n=3)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from gistkit.errors import SaveError
-from gistkit.evaluation.judge.endpoint import Answer, Usage
+from gistkit.evaluation.judge.endpoint import Reply, Usage
 from gistkit.evaluation.judge.fake import FakeEndpoint, faults
-from gistkit.evaluation.judge.journal import Ledger
+from gistkit.evaluation.judge.journal import VerdictJournal
 from gistkit.evaluation.judge.pairs import Pair, Question
 from gistkit.evaluation.judge.prompt import Verdict
 from tests.cli.console import Run
@@ -49,8 +49,8 @@ def killed(command: list[str], fake: FakeEndpoint, journal: Path, after: int, ho
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_goes_on(run: Run, tmp_path: Path, how: int) -> None:
-    """What was kept is not asked again. From the 13th on, the server lets everybody wait."""
+def test_a_killed_run_resumes(run: Run, tmp_path: Path, how: int) -> None:
+    """What was saved is not asked again. From the 13th on, the server makes all wait."""
     opened, lock, numbers = threading.Event(), threading.Lock(), iter(range(10**6))
 
     def gate(key: str) -> None:
@@ -89,7 +89,7 @@ def test_a_kill_before_the_journal_went(run: Run, tmp_path: Path) -> None:
         zero = dict.fromkeys(usage, 0)
         settings = load(tmp_path / "r.json")["judge"]
         line = {"row": 0, "swapped": True, "error": "x", "x": "", "usage": usage}
-        head = {"judge": settings, "names": names, "usage": zero}
+        head = {"settings": {**settings, "names": names, "usage": zero}}
         journal.write_text(json.dumps(head) + "\n" + json.dumps(line) + "\n")
         run(*command)
         assert not journal.exists()
@@ -106,7 +106,7 @@ def test_two_at_once_do_not_ask_the_same(run: Run, tmp_path: Path) -> None:
         )
         while not fake.asked:
             time.sleep(0.02)
-        assert "another run is judging into" in run(*command).error
+        assert "another run is writing" in run(*command).error
         assert "20 requests" in run(*command, "--dry_run").out
         assert "another run" in run(*command, "--force").error
         opened.set()
@@ -122,17 +122,17 @@ def test_a_journal_that_was_written_meanwhile(tmp_path: Path) -> None:
     pairs = [Pair(row, f"q{row}", "a", "b") for row in range(2)]
     given = {"names": ("ours", "full"), "settings": {"both_orders": False}}
     verdict, asked = (
-        Answer(Verdict("a", "r"), "", Usage(1)),
+        Reply(Verdict("a", "r"), "", Usage(1)),
         [Question(one, False) for one in pairs],
     )
-    mine = Ledger(tmp_path / "r.json", pairs, **given)  # type: ignore[arg-type]
-    other = Ledger(tmp_path / "other" / "r.json", pairs, **given)  # type: ignore[arg-type]
+    mine = VerdictJournal(tmp_path / "r.json", pairs, **given)  # type: ignore[arg-type]
+    other = VerdictJournal(tmp_path / "other" / "r.json", pairs, **given)  # type: ignore[arg-type]
     other.record(asked[0], verdict)
-    other.journal.replace(mine.journal)
+    other.journal.path.replace(mine.journal.path)
     other.close(asked)
-    with pytest.raises(SaveError, match="the same command asks what is left"):
-        mine.begin()
-    third = Ledger(tmp_path / "r.json", pairs, **given)  # type: ignore[arg-type]
+    with pytest.raises(SaveError, match="rerun the same command to resume"):
+        mine.journal.open()
+    third = VerdictJournal(tmp_path / "r.json", pairs, **given)  # type: ignore[arg-type]
     assert third.left(asked) == asked[1:]
     third.record(asked[1], verdict)
     found = third.close(asked)

@@ -5,8 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import typer
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from gistkit.cli.app import app
+from gistkit.cli.run import with_flags
 from gistkit.testing import byte_tokenizer, tiny_gist_model, tiny_model
 from tests.cli.console import Run
 
@@ -155,3 +158,19 @@ def test_unwritable_places(run: Run, decoder: Path, tmp_path: Path) -> None:
 def test_commands(run: Run) -> None:
     assert "No such command 'compres'" in run("compres").error
     assert "Missing option '--sources'" in run("data", "build").error
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "expected"),
+    [
+        (["compress"], "reduce `max_new_tokens`", "reduce --max-new-tokens"),
+        (["compress"], "add `force=True`", "add --force"),
+        (["compress"], "give `temperature=0`", "give --temperature 0"),
+        (["weights", "recover"], "or `check_integrity_naively=False`", "--no-check-integrity-na"),
+        (["check"], "load `model` first", "load MODEL first"),
+        (["check"], "`do_sample` and `gistkit check`", "`do_sample` and `gistkit check`"),
+        ([], "`force=True`", "`force=True`"),
+    ],
+)
+def test_parameters_become_flags(words: list[str], message: str, expected: str) -> None:
+    assert expected in with_flags(message, typer.main.get_command(app), words)

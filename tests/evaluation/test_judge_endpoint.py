@@ -13,9 +13,9 @@ import pytest
 
 from gistkit.errors import JudgeError
 from gistkit.evaluation.judge.endpoint import (
-    Answer,
     Endpoint,
     EndpointConfig,
+    Reply,
     Usage,
     retry_after,
 )
@@ -26,12 +26,12 @@ QUESTION = Question(Pair(0, "Instruction: Go.", "longer", "short"), True)
 KEY = "sk-secret-of-ours"
 
 
-def asked(fake: FakeEndpoint, *, times: int = 1, **options: object) -> list[Answer]:
+def asked(fake: FakeEndpoint, *, times: int = 1, **options: object) -> list[Reply]:
     """The question asked `times`, one after the other, over one connection."""
     settings = {"timeout": 0.5, "backoff": 0.01, **options}
     config = EndpointConfig(model="m", base_url=fake.url, **settings)  # type: ignore[arg-type]
 
-    async def run() -> list[Answer]:
+    async def run() -> list[Reply]:
         async with Endpoint(config, key=KEY) as endpoint:
             return [await endpoint.ask(QUESTION) for _ in range(times)]
 
@@ -69,7 +69,7 @@ def test_every_fault_is_outlived(fault: str) -> None:
 def test_what_never_ends_is_a_failure(fault: str, error: str, reached: bool) -> None:
     """Never a tie."""
     with FakeEndpoint(fault=lambda key, time: fault) as fake:
-        (answer,) = asked(fake, attempts=2, timeout=0.1 if fault == "slow" else 5)
+        (answer,) = asked(fake, retries=1, timeout=0.1 if fault == "slow" else 5)
     assert answer.verdict is None
     assert error in answer.error
     assert answer.reached is reached
@@ -94,7 +94,7 @@ def test_an_answer_that_is_no_verdict_is_named_when_asked_again() -> None:
 def test_retry_after_is_waited_for() -> None:
     with FakeEndpoint(fault=script(*["limit"] * 8)) as fake:
         start = time.monotonic()
-        (answer,) = asked(fake, attempts=1)  # a rate limit is no attempt
+        (answer,) = asked(fake, retries=0)  # a rate limit is no retry
         assert time.monotonic() - start >= 8 * 0.05
     assert answer.verdict is not None
 
@@ -121,7 +121,7 @@ def test_a_schema_is_given_up_where_it_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("status", "advice"),
-    [("401", "API key"), ("403", "API key"), ("404", "--base_url"), ("402", "quota is used up")],
+    [("401", "API key"), ("403", "API key"), ("404", "`base_url`"), ("402", "quota is used up")],
 )
 def test_what_no_other_question_would_mend_ends_the_run(status: str, advice: str) -> None:
     """The server repeats the key in its message; we do not."""
@@ -189,7 +189,7 @@ def raw(answer: Callable[[socket.socket], object]) -> Iterator[str]:
         thread.join(30)
 
 
-def told(body: str) -> Answer:
+def told(body: str) -> Reply:
     """What comes of a question that is answered by `body`."""
     data = body.encode()
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(data)}\r\nConnection: close\r\n\r\n"
@@ -197,10 +197,10 @@ def told(body: str) -> Answer:
         return once(url, timeout=10)
 
 
-def once(url: str, *, timeout: float) -> Answer:
-    config = EndpointConfig(model="m", base_url=url, timeout=timeout, attempts=1, backoff=0.01)
+def once(url: str, *, timeout: float) -> Reply:
+    config = EndpointConfig(model="m", base_url=url, timeout=timeout, retries=0, backoff=0.01)
 
-    async def run() -> Answer:
+    async def run() -> Reply:
         async with Endpoint(config, key=KEY) as endpoint:
             return await endpoint.ask(QUESTION)
 
@@ -241,9 +241,9 @@ def test_half_a_letter_can_be_asked_about_again() -> None:
     body = json.dumps({"choices": [{"message": {"content": "\ud800 is no verdict"}}]}).encode()
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     with raw(lambda connection: connection.sendall(head.encode() + body)) as url:
-        config = EndpointConfig(model="m", base_url=url, attempts=2, backoff=0.01)
+        config = EndpointConfig(model="m", base_url=url, retries=1, backoff=0.01)
 
-        async def run() -> Answer:
+        async def run() -> Reply:
             async with Endpoint(config, key=KEY) as endpoint:
                 return await endpoint.ask(QUESTION)
 

@@ -1,8 +1,8 @@
 """A language model as the judge of two models' answers, pair by pair.
 
     outputs A ─┐
-    outputs B ─┴ pairs ── Question ──> ask ── Endpoint ──> Ledger (results file) ──> Tally
-                                                                                 └─> agreement
+    outputs B ─┴ pairs ── JudgeRun: Question ──> Endpoint ──> VerdictJournal ──> results file
+                                                                                 └──> report
 
-`fake` is an endpoint on loopback for tests and tries.
+`fake` is an endpoint on loopback for tests and trials.
 """

@@ -27,6 +27,7 @@ from gistkit.evaluation.judge.prompt import (
     writable,
 )
 
+MODEL = "gpt-3.5-turbo"  # the published judge
 LONGEST_WAIT = 600.0  # seconds that a server may ask us to wait
 LIMITED = 50  # times that one question may meet a rate limit
 _FORMAT = {
@@ -44,17 +45,17 @@ class EndpointConfig:
         max_tokens: of an answer; None leaves it to the endpoint.
         structured: ask for an answer in a JSON schema; given up where the endpoint refuses.
         timeout: seconds for one request.
-        attempts: requests for one question, rate limits left aside.
+        retries: further requests for a question whose first one failed, rate limits left aside.
         backoff: seconds to wait after a first error; doubles, up to a minute.
     """
 
-    model: str = "gpt-3.5-turbo"
+    model: str = MODEL
     base_url: str | None = None
     temperature: float = 0.0
     max_tokens: int | None = None
     structured: bool = True
     timeout: float = 60.0
-    attempts: int = 6
+    retries: int = 5
     backoff: float = 1.0
 
 
@@ -75,7 +76,7 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Reply:
     """How asking a question ended: with a verdict or an `error`.
 
     Attributes:
@@ -133,57 +134,38 @@ class Endpoint:
     ) -> None:
         await self._client.close()
 
-    async def ask(self, question: Question) -> Answer:
+    async def ask(self, question: Question) -> Reply:
         """Ask until there is a verdict, or no attempt is left.
 
-        Raises JudgeError where no other question could fare better: the key is refused, there is no
-        such model, the quota is used up, or the endpoint wants to be left alone for long.
+        Raises JudgeError where every other question would fail as well: the key is refused, there
+        is no such model, the quota is used up, or the endpoint asks for a very long wait.
         """
         usage = Usage()
         conversation = messages(question)
         tries = limited = 0
-        why, reached = "", True
-        while tries < self.config.attempts and limited < LIMITED:
-            await self._calm()
-            structured = self._structured
+        error, reached, refused = "", True, False
+        while tries <= self.config.retries and limited < LIMITED:
+            await self._wait_for_limits()
+            structured = self._structured and not refused
             usage.requests += 1
             try:
                 content = await self._request(conversation, usage, structured=structured)
-                return Answer(parse(content), "", usage)
-            except UnreadableVerdict as error:
-                why, reached = str(error), True
+                if refused:
+                    self._structured = False  # it was the schema
+                return Reply(parse(content), "", usage)
+            except UnreadableVerdict as failure:
+                error, reached = str(failure), True
                 conversation = reminded(conversation, content)
                 tries += 1
-            except _Retry as error:
-                why, reached = str(error), error.reached
-                tries, limited = tries + (not error.limited), limited + error.limited
-                await self._wait(error, limited if error.limited else tries)
-            except _Refused as error:
+            except _Retry as failure:
+                error, reached = str(failure), failure.reached
+                tries, limited = tries + (not failure.limited), limited + failure.limited
+                await self._wait(failure, limited if failure.limited else tries)
+            except _Refused as failure:
                 if not structured:
-                    return Answer(None, str(error), usage)
-                structured = False
-                plain = await self._without_schema(conversation, usage)
-                if isinstance(plain, Answer):
-                    return plain
-                why, reached, tries = plain, True, tries + 1
-        return Answer(None, why, usage, reached)
-
-    async def _without_schema(
-        self, conversation: list[dict[str, str]], usage: Usage
-    ) -> Answer | str:
-        """Ask once more without a schema, which some endpoints refuse; then never with one."""
-        usage.requests += 1
-        try:
-            content = await self._request(conversation, usage, structured=False)
-        except _Refused as error:
-            return Answer(None, str(error), usage)  # it was not the schema
-        except _Retry as error:
-            return str(error)
-        self._structured = False
-        try:
-            return Answer(parse(content), "", usage)
-        except UnreadableVerdict as error:
-            return str(error)
+                    return Reply(None, str(failure), usage)
+                refused = True  # some endpoints refuse the schema: ask without
+        return Reply(None, error, usage, reached)
 
     async def _request(
         self, conversation: list[dict[str, str]], usage: Usage, *, structured: bool
@@ -196,7 +178,7 @@ class Endpoint:
             options["max_tokens"] = self.config.max_tokens
         lib = self._openai
         try:
-            # the library's own time limit begins anew with every byte
+            # the library's own time limit starts again with every byte
             async with asyncio.timeout(self.config.timeout):
                 response = await self._client.chat.completions.with_raw_response.create(
                     model=self.config.model, messages=conversation, **options
@@ -219,37 +201,37 @@ class Endpoint:
         """What to do about an HTTP status that is no success."""
         status: int = error.status_code
         body = error.body if isinstance(error.body, dict) else {}
-        said = " ".join(str(body.get("message") or "").split())[:200]
-        why = self._hidden(f"status {status}" + (f" ({said})" if said else ""))
+        message = " ".join(str(body.get("message") or "").split())[:200]
+        why = self._hidden(f"status {status}" + (f" ({message})" if message else ""))
         where = self.config.base_url or "the endpoint"
         if body.get("code") == "insufficient_quota" or status == 402:
             return JudgeError(f"{where}: {why}; the quota is used up")
         if status in (401, 403):
-            return JudgeError(f"{where}: {why}; see that the API key is the right one")
+            return JudgeError(f"{where}: {why}; check that the API key is the right one")
         if status == 404:
             return JudgeError(
-                f"{where}: {why}; see --base_url and that there is a model {self.config.model!r}"
+                f"{where}: {why}; check `base_url` and that it has a model {self.config.model!r}"
             )
         if status in (408, 409, 429) or status >= 500:
             return _Retry(why, wait=retry_after(error.response.headers), limited=status == 429)
         return _Refused(why)
 
     def _hidden(self, text: str) -> str:
-        """`text` without the key, which some endpoints repeat in their complaints."""
+        """`text` without the key, which some endpoints repeat in their errors."""
         return writable(text.replace(self._key, "***") if self._key else text)
 
-    async def _calm(self) -> None:
-        """Wait until no rate limit holds any more."""
+    async def _wait_for_limits(self) -> None:
+        """Wait until no rate limit holds."""
         clock = asyncio.get_running_loop().time
         while (left := self._not_before - clock()) > 0:
             await asyncio.sleep(left + 0.01)
 
     async def _wait(self, retry: _Retry, times: int) -> None:
-        """Wait as long as asked, else longer each time; a rate limit holds for everybody."""
+        """Wait as long as asked, else longer each time; a rate limit holds for all questions."""
         if retry.wait is not None and retry.wait > LONGEST_WAIT:
             raise JudgeError(
                 f"{self.config.base_url or 'the endpoint'} asks to wait {retry.wait:.0f} s "
-                f"({retry}); come back then"
+                f"({retry}); rerun the same command then"
             )
         wait = retry.wait
         if wait is None:
@@ -295,5 +277,5 @@ def _content(completion: dict[str, Any], usage: Usage) -> str:
 
 
 def _count(value: object) -> int:
-    """A number of tokens; 0 where an endpoint tells something else."""
+    """A number of tokens; 0 where an endpoint sends something else."""
     return value if isinstance(value, int) and value > 0 else 0

@@ -14,7 +14,7 @@ from gistkit.evaluation.outputs import matched, read_outputs
 from gistkit.metrics import clean
 from gistkit.prompts import GIST_TOKEN
 
-SEED = 42  # draws the published orders
+SEED = 42  # of the published orders
 FIELDS = frozenset({"reason", "choice", "swapped", "x", "row", "usage", "error"})  # of a result
 
 _SPAN = re.compile(rf"\s*(?:{GIST_TOKEN}\s*)+")
@@ -59,18 +59,18 @@ def read_pairs(a: Path, b: Path, names: tuple[str, str]) -> list[Pair]:
         if not name.isprintable():  # bytes that are no text, line breaks, a terminal's commands
             raise OptionError(f"an answer cannot be called {name!r}; use printable letters")
     if names[0] == names[1]:
-        raise OptionError(f"both answers are called {names[0]!r}; give --a_name and --b_name")
+        raise OptionError(f"both answers are called {names[0]!r}; give `a_name` and `b_name`")
     rows, others = read_outputs(a), read_outputs(b)
     try:
         others = matched(rows, others, names=(str(a), str(b)))
     except DataError as error:
-        what = str(error).partition("; ")[0]
-        raise DataError(f"{what}; a judge compares answers to the same examples") from error
+        reason = str(error).partition("; ")[0]
+        raise DataError(f"{reason}; a judge compares answers to the same examples") from error
     pairs = []
-    for row, (one, two) in enumerate(zip(rows, others, strict=True)):
-        asked = (question(one.x, f"{a} row {row + 1}"), question(two.x, f"{b} row {row + 1}"))
-        x = max(asked, key=len)  # one of them may be cut off
-        pairs.append(Pair(row, x, clean(one.y_pred), clean(two.y_pred)))
+    for row, (output, other) in enumerate(zip(rows, others, strict=True)):
+        prompts = question(output.x, f"{a} row {row + 1}"), question(other.x, f"{b} row {row + 1}")
+        x = max(prompts, key=len)  # either may be cut off
+        pairs.append(Pair(row, x, clean(output.y_pred), clean(other.y_pred)))
     return pairs
 
 
@@ -96,8 +96,8 @@ def questions(
     One draw a row, so the order of a row does not depend on how many are judged. Seed 42 draws the
     orders of the published results.
     """
-    draw = random.Random(seed)
-    drawn = [Question(pair, draw.random() >= 0.5) for pair in pairs]
+    rng = random.Random(seed)
+    drawn = [Question(pair, rng.random() >= 0.5) for pair in pairs]
     yield from drawn
     if both_orders:
-        yield from (Question(one.pair, not one.swapped) for one in drawn)
+        yield from (Question(question.pair, not question.swapped) for question in drawn)

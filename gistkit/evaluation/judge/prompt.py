@@ -53,9 +53,7 @@ SCHEMA: dict[str, Any] = {
 
 DIGEST = hashlib.sha256(SYSTEM.encode()).hexdigest()[:16]  # names the prompt in results
 
-TRIES = (
-    1000  # braces at which a verdict may begin: a model that writes nothing else costs no minute
-)
+TRIES = 1000  # braces at which a verdict may begin, so that a run of braces is read quickly
 
 _CHOICE = re.compile(
     r"(?:(?:the )?(?:assistant|answer|response|option) )?[(\[\"']?(a|b|tie)[)\]\"'.]*"
@@ -100,8 +98,8 @@ def messages(question: Question) -> list[dict[str, str]]:
 
 def reminded(conversation: list[dict[str, str]], answer: str) -> list[dict[str, str]]:
     """`conversation` after an answer that is no verdict."""
-    said = [{"role": "assistant", "content": answer[:1000]}] if answer else []
-    return [*conversation[:2], *said, {"role": "user", "content": REMINDER}]
+    reply = [{"role": "assistant", "content": answer[:1000]}] if answer else []
+    return [*conversation[:2], *reply, {"role": "user", "content": REMINDER}]
 
 
 def parse(answer: str) -> Verdict:

@@ -1,4 +1,4 @@
-"""Files of verdicts, in the published format: read them, count them.
+"""Files of verdicts, in the published format: read them, count them, report on them.
 
     {"names": {"a": "gist", "b": "full"}, "scores": {"full": 1.5, "gist": 0.5},
      "results": [{"reason": "...", "choice": "b", "swapped": true, "x": "Instruction: ...",
@@ -12,15 +12,19 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from gistkit.data.examples import opened
 from gistkit.errors import DataError
+from gistkit.stats import LEVEL, kappa, share_interval, sign_test
 
+SCHEMA_VERSION = 1
 POINTS = {"a": 1.0, "tie": 0.5, "b": 0.0}
 USAGE = ("requests", "prompt_tokens", "completion_tokens")
 
+_TURNED = {"a": "b", "b": "a", "tie": "tie"}
 _UNREAD = "could not parse json"  # the published script's mark of an answer it took for a tie
 _MENDED = "(fixed json parse)"  # its authors' mark of one that they read by hand
 
@@ -97,7 +101,7 @@ def read_results(path: Path) -> Verdicts:
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: malformed JSON ({error}); judge again") from error
+        raise DataError(f"{path}: no file of verdicts (malformed JSON: {error})") from error
     return verdicts(content, str(path))
 
 
@@ -204,3 +208,92 @@ def _tally(
         both=both,
         stored=stored,
     )
+
+
+def report(paths: Sequence[Path]) -> dict[str, Any]:
+    """What files of verdicts say, and how far their judges agree, as JSON values.
+
+    Raises DataError as `read_results`.
+    """
+    names = [str(path) for path in paths]
+    found = [read_results(path) for path in paths]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "level": LEVEL,
+        "intervals": "Clopper-Pearson",
+        "files": [summary(name, verdicts) for name, verdicts in zip(names, found, strict=True)],
+        "agreement": _agreements(names, found),
+    }
+
+
+def summary(file: str, found: Verdicts) -> dict[str, Any]:
+    """A file's verdicts as JSON values: counts, shares with exact intervals, position bias."""
+    tally, content = found.tally, found.content
+    decided = tally.wins + tally.losses
+    settings = content.get("judge") or {}
+    return {
+        "file": file,
+        "a": tally.names[0],
+        "b": tally.names[1],
+        "judge": settings.get("model"),
+        "rows": tally.rows,
+        "wins": {"count": tally.wins, **_share(tally.wins, tally.rows)},
+        "ties": {"count": tally.ties, **_share(tally.ties, tally.rows)},
+        "losses": {"count": tally.losses, **_share(tally.losses, tally.rows)},
+        "decided": {"count": decided, **_share(tally.wins, decided)},
+        "win_rate": 100 * tally.win_rate,
+        "sign_test": sign_test(tally.wins, tally.losses),
+        "points": list(tally.points),
+        "stored": None if tally.stored is None else list(tally.stored),
+        "stored_differs": tally.differs,
+        "failures": tally.failures,
+        "points_as_published": list(tally.as_published),
+        "mended_by_hand": tally.mended,
+        "position": {
+            "first": tally.first,
+            "second": tally.second,
+            **_share(tally.first, tally.first + tally.second),
+            "sign_test": sign_test(tally.first, tally.second),
+            "both_orders": tally.both,
+            "consistent": tally.consistent,
+        },
+        "usage": content.get("usage"),
+        "estimated_cost": content.get("estimated_cost"),
+    }
+
+
+def _share(count: int, total: int) -> dict[str, Any]:
+    """A share in percent with its interval; null of nothing."""
+    low, high = share_interval(count, total)
+    share = 100 * count / total if total else None
+    return {"percent": share, "interval": [100 * low, 100 * high]}
+
+
+def _agreements(names: Sequence[str], found: Sequence[Verdicts]) -> list[dict[str, Any]]:
+    """How far every two files that judge the same pairs agree."""
+    agreements = []
+    for (a, ours), (b, theirs) in combinations(zip(names, found, strict=True), 2):
+        turned = _in_terms_of(ours, theirs)
+        shared = [pair for pair in ours.choices if pair in turned]
+        if not shared:
+            continue
+        choices, others = [ours.choices[pair] for pair in shared], [turned[pair] for pair in shared]
+        value = kappa(choices, others)
+        agreed = sum(choice == other for choice, other in zip(choices, others, strict=True))
+        agreements.append(
+            {
+                "files": [a, b],
+                "rows": len(shared),
+                "agreed": {"count": agreed, **_share(agreed, len(shared))},
+                "kappa": None if value is None else value[0],
+                "kappa_interval": None if value is None else list(value[1]),
+            }
+        )
+    return agreements
+
+
+def _in_terms_of(ours: Verdicts, theirs: Verdicts) -> Mapping[tuple[str, str, str, int], str]:
+    """Their choices, A and B turned where they are the other way round in ours."""
+    if ours.tally.names != theirs.tally.names[::-1]:
+        return theirs.choices
+    return {(x, b, a, time): _TURNED[c] for (x, a, b, time), c in theirs.choices.items()}

@@ -17,11 +17,11 @@ from gistkit.benchmark.aggregate import aggregate
 from gistkit.benchmark.rows import read_table
 from gistkit.errors import DataError
 from gistkit.evaluation.judge.results import read_results
-from gistkit.evaluation.judge.statistics import share_interval
 from gistkit.evaluation.outputs import read_outputs
 from gistkit.evaluation.scores import score
 from gistkit.metrics import clean
 from gistkit.paper.results.tables import Cell, Table
+from gistkit.stats import share_interval
 
 CASE = re.compile(r"(?P<model>.+)-(?P<condition>gist|pos_control|neg_control)-(?P<k>\d+)")
 FILE = re.compile(r"outputs-(?P<steps>\d+)-validation_(?P<split>\w+)\.csv(\.gz|\.xz)?")

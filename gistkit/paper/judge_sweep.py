@@ -3,14 +3,19 @@
 DIR/LLaMA-gist-1/outputs-3000-validation_human.csv
 DIR/LLaMA-pos_control-1/outputs-3000-validation_human.csv
 ->  chatgpt-LLaMA-gist-1-vs-LLaMA-pos_control-1-validation_human-3000.json
+
+Comparisons whose results file is complete are not judged again; the published files count.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from gistkit.errors import DataError
+from gistkit.evaluation.judge.pairs import read_pairs
+from gistkit.evaluation.judge.results import Verdicts, read_results
+from gistkit.evaluation.judge.run import JudgeOptions, JudgeRun
 
 _FOLDER = re.compile(r"(?P<model>.+-)?(?P<condition>gist|pos_control|neg_control)(?:-(?P<k>\d+))?")
 _FILE = re.compile(r"outputs-(?P<step>\d+)-validation_(?P<split>\w+)\.csv(?:\.gz|\.xz)?")
@@ -66,6 +71,42 @@ def comparisons(
             "outputs-3000-validation_seen.csv and the same in MODEL-pos_control-1"
         )
     return pairs
+
+
+def sweep(
+    options: JudgeOptions,
+    folder: Path,
+    out: Path,
+    *,
+    names: Collection[str] = (),
+    splits: Collection[str] = (),
+) -> Iterator[tuple[str, Verdicts | JudgeRun]]:
+    """The name of each results file in `out`, with its verdicts or with what is still to be judged.
+
+    Raises:
+        DataError: as `comparisons`.
+        DataError, OptionError, SaveError: as `JudgeRun`.
+    """
+    for comparison in comparisons(folder, names=names, splits=splits):
+        file = out / comparison.file
+        pairs = read_pairs(comparison.a, comparison.b, comparison.names)
+        found = _published(file, min(len(pairs), options.n or len(pairs)))
+        if found is not None:
+            yield file.name, found
+            continue
+        run = JudgeRun(options, pairs, comparison.names, file)
+        complete = not run.left and not run.journal.journal.path.exists()
+        yield file.name, read_results(file) if complete else run
+
+
+def _published(file: Path, rows: int) -> Verdicts | None:
+    """The verdicts of a file that the published script completed, packed or not; None of others."""
+    for path in (file, file.with_name(file.name + ".gz")):
+        if path.is_file():
+            found = read_results(path)
+            if "judge" not in found.content and found.tally.rows >= rows:
+                return found
+    return None
 
 
 def _of(folder: Path, control: Path, splits: Collection[str]) -> list[Comparison]:

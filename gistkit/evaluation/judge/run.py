@@ -1,0 +1,233 @@
+"""Judge pairs of answers: ask what is left, write the results file.
+
+options = JudgeOptions(model="Qwen/Qwen3-32B", base_url="http://localhost:8000/v1")
+names = ("gist", "full")
+pairs = read_pairs(Path("gist.csv"), Path("full.csv"), names)
+verdicts = JudgeRun(options, pairs, names, Path("gist-vs-full.json")).judge()
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from gistkit.errors import JudgeError, OptionError
+from gistkit.evaluation.judge.endpoint import MODEL, Endpoint, EndpointConfig
+from gistkit.evaluation.judge.journal import VerdictJournal
+from gistkit.evaluation.judge.pairs import SEED, Pair, Question, questions
+from gistkit.evaluation.judge.prompt import DIGEST, messages
+from gistkit.evaluation.judge.results import Verdicts
+
+PUBLISHED_PRICE = 2.0  # US dollars for a million tokens of the published judge
+PASSES = 2  # questions without a verdict are asked once more, when all others are done
+LOST = 5  # so many questions in a row without a reaction of the endpoint end the run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeOptions(EndpointConfig):
+    """Whom to ask, what, and how.
+
+    Attributes:
+        base_url: None is OPENAI_BASE_URL, and without that OpenAI's own.
+        api_key_env: the environment variable that holds the API key.
+        seed: draws who is shown first.
+        both_orders: judge each pair in both orders; unequal verdicts are a tie.
+        n: judge the first n pairs; 0 is all.
+        concurrency: requests at once.
+        input_price: US dollars for a million tokens asked; None is unknown, but for the published
+            judge.
+        output_price: US dollars for a million tokens answered.
+
+    Raises:
+        OptionError: a number that is too small, or a `base_url` that is no http address.
+    """
+
+    api_key_env: str = "OPENAI_API_KEY"
+    seed: int = SEED
+    both_orders: bool = False
+    n: int = 0
+    concurrency: int = 8
+    input_price: float | None = None
+    output_price: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("n", 0), ("seed", 0), ("temperature", 0), ("max_tokens", 1), ("concurrency", 1),
+            ("retries", 0), ("backoff", 0), ("input_price", 0), ("output_price", 0),
+        ):  # fmt: skip
+            number = getattr(self, name)
+            if number is not None and not number >= least:
+                raise OptionError(f"`{name}` must be at least {least}, not {number}")
+        if not self.timeout > 0:
+            raise OptionError(f"`timeout` must be more than 0 seconds, not {self.timeout}")
+        if self.url is not None:
+            url = urlsplit(self.url)
+            if url.scheme not in ("http", "https") or not url.hostname:
+                raise OptionError("`base_url` is no http address; expected one like http://host/v1")
+            if url.username or url.password or url.query:
+                raise OptionError(
+                    "`base_url` holds more than an address; put the key into the environment "
+                    f"variable {self.api_key_env}"
+                )
+
+    @property
+    def url(self) -> str | None:
+        """Of the endpoint; None for OpenAI's own."""
+        return self.base_url or os.environ.get("OPENAI_BASE_URL") or None
+
+    @property
+    def key(self) -> str:
+        """The API key (raises OptionError where one is needed and there is none)."""
+        key = os.environ.get(self.api_key_env, "").strip()
+        if key or self.url is not None:
+            return key or "none"  # local endpoints need no key, but the library wants a word
+        raise OptionError(
+            f"no API key: set the environment variable {self.api_key_env}, or `base_url` for "
+            "another endpoint"
+        )
+
+    @property
+    def prices(self) -> tuple[float, float] | None:
+        """US dollars for a million tokens asked and answered; None where unknown."""
+        if self.input_price is None and self.output_price is None:
+            known = self.model == MODEL and self.url is None
+            return (PUBLISHED_PRICE, PUBLISHED_PRICE) if known else None
+        return self.input_price or 0.0, self.output_price or 0.0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a results file says of the judge."""
+        return {
+            "model": self.model,
+            "base_url": self.url,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "both_orders": self.both_orders,
+            "prompt": DIGEST,
+        }
+
+
+class JudgeRun:
+    """Pairs to be judged, and the verdicts that are there already.
+
+    Args:
+        pairs: as `read_pairs` gives them.
+        names: what to call the two answers of a pair.
+        results_file: where verdicts go; those of an interrupted run count.
+        force: start over where there is a results file already.
+
+    Attributes:
+        questions: those to be asked, known ones included.
+        journal: the verdicts.
+
+    Raises:
+        DataError, SaveError: as `VerdictJournal`.
+    """
+
+    def __init__(
+        self,
+        options: JudgeOptions,
+        pairs: Sequence[Pair],
+        names: tuple[str, str],
+        results_file: Path,
+        *,
+        force: bool = False,
+    ) -> None:
+        self.options = options
+        first = pairs[: options.n or None]
+        self.questions = list(questions(first, seed=options.seed, both_orders=options.both_orders))
+        self.journal = VerdictJournal(
+            results_file,
+            pairs,
+            names=names,
+            settings=options.settings,
+            prices=options.prices,
+            force=force,
+        )
+
+    @property
+    def left(self) -> list[Question]:
+        """Questions without a verdict."""
+        return self.journal.left(self.questions)
+
+    def judge(self, judged: Callable[[], object] = lambda: None) -> Verdicts:
+        """Ask what is left; whatever happens, write what there is.
+
+        Questions that fail are recorded as failures: see `journal.failures`.
+
+        Args:
+            judged: called after each verdict.
+
+        Raises:
+            JudgeError: the endpoint cannot be used: see `Endpoint.ask`, or it stopped reacting.
+            OptionError: there is no API key.
+            MissingExtraError: openai is not installed.
+            SaveError: another run judges into the same file, or a verdict could not be written.
+        """
+        if not self.left:
+            return self.journal.close(self.questions)
+        key = self.options.key
+        self.journal.journal.open()
+        try:
+            asyncio.run(_ask(self.options, key, self.questions, self.journal, judged))
+        finally:
+            found = self.journal.close(self.questions)
+        return found
+
+    def plan(self) -> dict[str, Any]:
+        """What would be asked. Four characters make a token, more or less."""
+        left = self.left
+        characters = sum(len(part["content"]) for question in left for part in messages(question))
+        asked, answered = characters // 4, 40 * len(left)
+        cost = None
+        if prices := self.options.prices:
+            cost = round((asked * prices[0] + answered * prices[1]) / 1e6, 4)
+        return {
+            "questions": len(self.questions),
+            "judged": len(self.questions) - len(left),
+            "requests": len(left),
+            "prompt_tokens": asked,
+            "completion_tokens": answered,
+            "estimated_cost": cost,
+        }
+
+
+async def _ask(
+    options: JudgeOptions,
+    key: str,
+    questions: Sequence[Question],
+    journal: VerdictJournal,
+    judged: Callable[[], object],
+) -> None:
+    lost = 0
+
+    async def work(endpoint: Endpoint, left: list[Question]) -> None:
+        nonlocal lost
+        while left:
+            question = left.pop()
+            reply = await endpoint.ask(question)
+            journal.record(question, reply)
+            if reply.verdict is not None:
+                judged()
+            lost = 0 if reply.reached else lost + 1
+            if lost >= LOST:
+                raise JudgeError(
+                    f"{options.url or 'the endpoint'} does not react: {reply.error}; check that it "
+                    "runs, then rerun the same command to resume"
+                )
+
+    async with Endpoint(replace(options, base_url=options.url), key=key) as endpoint:
+        for _ in range(PASSES):
+            left = journal.left(questions)[::-1]
+            workers = [
+                asyncio.create_task(work(endpoint, left)) for _ in range(options.concurrency)
+            ]
+            try:
+                await asyncio.gather(*workers)
+            finally:  # an error of one ends all
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)

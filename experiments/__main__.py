@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
@@ -13,13 +12,12 @@ THEMES = (
     *("training", "condition", "serving_engine"),
 )
 QUICK_ROUNDS = 3
-RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the themes one after the other."""
     options = parse(arguments)
-    # before torch is imported: it reads this once, and so do the processes that `command` starts
+    # before torch is imported: it reads this once, as do the processes that `command` starts
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
@@ -29,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     disable_progress_bar()
     torch.set_num_threads(options.threads)
-    folder = options.output or (None if options.quick else RESULTS)
+    folder = options.output or (None if options.quick else report.RESULTS)
     for theme in options.themes or THEMES:
         runner = import_module(f"experiments.{theme}")
         sizes = runner.QUICK if options.quick else runner.SIZES
@@ -50,12 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             chosen,
             sizes,
             cases,
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
             load_average={"before": before, "after": load_average()},
         )
-        print(report.to_markdown(result, runner.__doc__ or ""))
+        text = report.to_markdown(result, runner.__doc__ or "")
+        print(text)
         if folder is not None:
-            print(f"written: {report.write(result, runner.__doc__ or '', folder)}\n", flush=True)
+            path = report.write(result, text, folder, hardware=result["hardware"]["slug"])
+            print(f"written: {path}\n", flush=True)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -9,21 +9,18 @@ to end on real text, and what such a model's numbers are.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from experiments.report import RESULTS, write
 from gistkit.data.alpaca_plus import AlpacaPlus
-from gistkit.files import write_text
 from gistkit.model import GistModel
+from gistkit.report import record, table
 from gistkit.train import run_config
 
-SCHEMA_VERSION = 1
 CONDITIONS = ("pos_control", "gist", "neg_control")
 SPLITS = ("seen", "unseen", "human")
 SCORES = ("loss", "rouge1", "rouge2", "rougeL", "exact_match", "gen_len")
@@ -49,22 +46,18 @@ def main() -> None:
     parser.add_argument("--eval_rows", type=int, default=100)
     parser.add_argument("--k", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("exp/alpaca-small"))
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     scores = {name: run_config(config(options, name)) for name in CONDITIONS}
     result = {
-        "schema_version": SCHEMA_VERSION,
-        "theme": "alpaca_plus",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("gistkit", "torch", "transformers")},
+        **record("alpaca_plus"),
         "config": {name: str(value) for name, value in vars(options).items()} | {"model": MODEL},
         "scores": scores,
         "compress": compress(options),
     }
-    name = f"alpaca_plus_cpu_{datetime.now(UTC):%Y-%m-%d}"
-    write_text(options.output / f"{name}.json", json.dumps(result, indent=1) + "\n")
-    write_text(options.output / f"{name}.md", to_markdown(result))
-    print(to_markdown(result))
+    text = to_markdown(result)
+    write(result, text, options.output)
+    print(text)
 
 
 def config(options: argparse.Namespace, condition: str) -> dict[str, Any]:
@@ -147,22 +140,23 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         f" --rows {given['rows']} --steps {given['steps']} --eval_rows {given['eval_rows']}"
         f" --k {given['k']}`",
         "",
-        "| condition | split | " + " | ".join(SCORES) + " |",
-        "|---|---|" + "---|" * len(SCORES),
+        table(
+            ("condition", "split", *SCORES),
+            (
+                (condition, split, *(f"{scores[f'eval_{split}_{name}']:.3f}" for name in SCORES))
+                for condition, scores in result["scores"].items()
+                for split in SPLITS
+            ),
+        ),
     ]
-    for condition, scores in result["scores"].items():
-        for split in SPLITS:
-            cells = " | ".join(f"{scores[f'eval_{split}_{name}']:.3f}" for name in SCORES)
-            lines.append(f"| {condition} | {split} | {cells} |")
     found = result["compress"]
+    numbers = [(name, f"{value:,.4g}") for name, value in found.items() if name != "instructions"]
     lines += [
         "",
         f"Compressing the {found['instructions']} instructions of validation_human into "
         f"{given['k']} tokens:",
         "",
-        "| | |",
-        "|---|---|",
-        *[f"| {name} | {value:,.4g} |" for name, value in found.items() if name != "instructions"],
+        table(("", ""), numbers),
     ]
     return "\n".join(lines) + "\n"
 

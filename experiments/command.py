@@ -2,7 +2,7 @@
 
 The bare script (`bare_script.py`) imports torch and transformers, loads the same folder and
 generates as many tokens from the whole prompt. Its other column first reads the instruction into a
-full-prompt cache, as `gistkit compress` first compresses it. Same precision, same threads; cpu is
+cache, as `gistkit compress` first compresses it. Same precision, same threads; cpu is
 that of the finished process. The models are a random one and the toy one, or the one that
 `--model` names.
 """
@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.protocol import Timing, interleave
 from experiments.report import Case, Comparison, Options
 from experiments.subject import (
     PUBLISHED,
@@ -33,6 +32,7 @@ from experiments.subject import (
 from gistkit import GistModel
 from gistkit.models.loading import resolve
 from gistkit.prompts import GIST_TOKEN
+from gistkit.timing import Timing, interleave
 
 ROUNDS = 11
 SIZES: Mapping[str, Any] = {
@@ -126,7 +126,7 @@ def one(name: str, job: Job, options: Options) -> Case:
     checks = job.check()
     commands = {
         "bare script": job.bare(),
-        "bare script, full-prompt cache": job.bare(cached=True),
+        "bare script, cached prompt": job.bare(cached=True),
         "gistkit compress": job.gistkit(),
     }
     samples = interleave(
@@ -141,7 +141,7 @@ def one(name: str, job: Job, options: Options) -> Case:
         samples=samples,
         comparisons=[
             Comparison("gistkit compress", "bare script", 1.15),
-            Comparison("gistkit compress", "bare script, full-prompt cache"),
+            Comparison("gistkit compress", "bare script, cached prompt"),
         ],
         facts={"each process": job.facts()},
         checks=checks,

@@ -1,7 +1,7 @@
 """Compressing instructions against one plain forward pass of the same tokens.
 
 `forward` is the bare transformers model on the same padded ids, keeping its cache and giving one
-row of logits (`logits_to_keep=1`), the least a prefill does. `compress` and `full-prompt cache` are
+row of logits (`logits_to_keep=1`), the least a prefill does. `compress` and `cached prompt` are
 `GistModel.compress` and `.cache_prompt` from text: tokenizing, checking and cutting the gist out
 are in their time.
 """
@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from experiments.protocol import interleave, timed
 from experiments.report import Case, Comparison, Options
 from experiments.subject import PUBLISHED, TINY, make_instructions, make_model
 from gistkit import GistModel
+from gistkit.baselines import CACHED
+from gistkit.timing import interleave, timed
 
 ROUNDS = 51
 SIZES: Mapping[str, Any] = {
@@ -43,7 +44,7 @@ def run(sizes: Mapping[str, Any], options: Options) -> Iterator[Case]:
         sides: dict[str, Callable[[], object]] = {
             "forward": partial(forward, model, ids, mask),
             "compress": partial(model.compress, texts),
-            "full-prompt cache": partial(model.cache_prompt, texts),
+            CACHED: partial(model.cache_prompt, texts),
         }
         samples = interleave(
             {side: timed(work, device=options.device) for side, work in sides.items()},
@@ -58,7 +59,7 @@ def run(sizes: Mapping[str, Any], options: Options) -> Iterator[Case]:
             comparisons=[Comparison("compress", "forward", 1.05)],
             facts={
                 "compress": {"kept bytes": model.compress(texts).num_bytes},
-                "full-prompt cache": {"kept bytes": model.cache_prompt(texts).num_bytes},
+                CACHED: {"kept bytes": model.cache_prompt(texts).num_bytes},
             },
             checks=check(model, texts, lengths),
         )

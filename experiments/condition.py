@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from experiments import training
-from experiments.protocol import Timing, interleave, timed
 from experiments.report import Case, Comparison, Options
 from gistkit.data.collate import Collator
+from gistkit.timing import Timing, interleave, timed
 
 ROUNDS = 5
 SIZES: Mapping[str, Any] = {

@@ -1,7 +1,7 @@
 """One decode step with a gist against the same step with no prompt at all.
 
 The time between one token and the next inside `GistModel.generate`, the middle one of each answer:
-what a user's request pays per token. With no reuse a step is that of the full-prompt cache; its
+what a user's request pays per token. With the full prompt a step is that of the cached prompt; its
 prefill is another matter (see `published` and `throughput`).
 """
 
@@ -9,10 +9,8 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from experiments.protocol import Timing, interleave
 from experiments.report import Case, Comparison, Options
 from experiments.subject import (
-    MODES,
     PUBLISHED,
     TINY,
     Request,
@@ -21,6 +19,8 @@ from experiments.subject import (
     make_instructions,
     make_model,
 )
+from gistkit.baselines import FULL, GIST, MODES, NONE
+from gistkit.timing import Timing, interleave
 
 ROUNDS = 51
 SIZES: Mapping[str, Any] = {
@@ -52,14 +52,14 @@ def run(sizes: Mapping[str, Any], options: Options) -> Iterator[Case]:
         sides = {
             mode: partial(middle_step, request, mode, sizes["new_tokens"])
             for mode in MODES
-            if mode != "no reuse"
+            if mode != FULL
         }
         samples = interleave(sides, rounds=options.rounds, warmup=2, seed=options.seed + batch)
         yield Case(
             name=f"batch {batch}",
-            base="no prompt",
+            base=NONE,
             samples=samples,
-            comparisons=[Comparison("gist", "no prompt", 1.03)],
+            comparisons=[Comparison(GIST, NONE, 1.03)],
             facts={s: {"kept bytes": n} for s, n in request.kept_bytes().items() if n},
             checks=checks,
         )

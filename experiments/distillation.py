@@ -9,26 +9,25 @@ the same rows in the same order; they differ in the objective, and in who teache
     start   a frozen copy of the teacher
     self    the pupil itself reading the full prompt, kept at it by 30 % `pos_control` rows
 
-`experiments.objectives` compares the same objectives from random weights. A run that is already in
-`--runs` is taken as it is, and one that was stopped goes on. Quality of small models, not speed.
+`experiments.objectives` compares the same objectives from random weights. Runs that `--runs` holds
+are reused, and interrupted ones resume. Quality of small models, not speed.
 """
 
 import argparse
 import json
 import sys
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from experiments.objectives import config, measure, to_markdown
+from experiments.report import RESULTS, write
 from gistkit.data.sets import read_splits, shuffled
 from gistkit.files import write_text
 from gistkit.model import GistModel
+from gistkit.report import record
 from gistkit.train import run_config
 from gistkit.training.arguments import parse_config
 
-SCHEMA_VERSION = 1
 GIST = {"gist": 1.0}
 BOTH = {"gist": 0.7, "pos_control": 0.3}
 PUPILS: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
@@ -48,7 +47,7 @@ def main() -> None:
     parser.add_argument("--eval_rows", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("exp/distillation"))
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     options.dataset, options.tokenizer = "tasks", "tasks"
     raw = teacher(options)
@@ -56,10 +55,7 @@ def main() -> None:
     for name in PUPILS:
         rows += learn(name, pupil(name, options), options)
     result = {
-        "schema_version": SCHEMA_VERSION,
-        "theme": "distillation_tasks",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("gistkit", "torch", "transformers")},
+        **record("distillation_tasks"),
         "command": " ".join(["python -m experiments.distillation", *sys.argv[1:]]),
         "teacher": raw,
         "config": pupil("cross_entropy", options),
@@ -68,11 +64,9 @@ def main() -> None:
         },
         "rows": rows,
     }
-    name = f"distillation_tasks_cpu_{datetime.now(UTC):%Y-%m-%d}"
-    write_text(options.output / f"{name}.json", json.dumps(result, indent=1, default=str) + "\n")
-    table = to_markdown(result, about=about(options))
-    write_text(options.output / f"{name}.md", table)
-    print(table)
+    text = to_markdown(result, about=about(options))
+    write(result, text, options.output)
+    print(text)
 
 
 def about(options: argparse.Namespace) -> str:

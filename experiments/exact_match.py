@@ -2,27 +2,25 @@
 
     python -m experiments.exact_match exp/tiny/tiny-0 exp/tiny/tiny-1 exp/tiny/tiny-2
 
-Quality, not speed: what a gist of k tokens keeps of an instruction nobody trained on, beside the
-full prompt (pos_control), no instruction (neg_control) and the best guess from the input alone.
+Quality, not speed: what a gist of k tokens keeps of an instruction that was not trained on,
+beside the full prompt (pos_control), no instruction (neg_control) and the best guess from the input
+alone.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from experiments.report import RESULTS, write
 from gistkit.data import tasks
 from gistkit.evaluation.answers import AnswerOptions, answer
-from gistkit.files import write_text
 from gistkit.metrics import exact_match, exact_match_interval
 from gistkit.model import GistModel
+from gistkit.report import record, table
 
-SCHEMA_VERSION = 1
 SEED = 99  # of the held-out examples; training never draws with it
 
 
@@ -32,7 +30,7 @@ def main() -> None:
     parser.add_argument("--families", default="reply,notice,rewrite")
     parser.add_argument("--split", default="validation_unseen", choices=tasks.SPLITS)
     parser.add_argument("--rows", type=int, default=200, help="for each family and difficulty")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     families = options.families.split(",")
     rows = [
@@ -41,18 +39,13 @@ def main() -> None:
         for row in measure(GistModel.from_pretrained(folder), families, options.split, options.rows)
     ]
     result = {
-        "schema_version": SCHEMA_VERSION,
-        "theme": "exact_match",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("gistkit", "torch", "transformers")},
+        **record("exact_match"),
         "config": {**vars(options), "output": str(options.output), "seed": SEED},
         "guess": {name: 100 * tasks.guess_accuracy(name) for name in families},
         "rows": rows,
     }
-    name = f"exact_match_cpu_{datetime.now(UTC):%Y-%m-%d}"
-    write_text(options.output / f"{name}.json", json.dumps(result, indent=1) + "\n")
     text = to_markdown(result)
-    write_text(options.output / f"{name}.md", text)
+    write(result, text, options.output)
     print(text)
 
 
@@ -96,34 +89,34 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     models = list(dict.fromkeys(row["model"] for row in rows))
     cases = list(dict.fromkeys((row["condition"], row["k"]) for row in rows))
     split, number = result["config"]["split"], result["config"]["rows"]
+    by_seed = []
+    for condition, k in cases:
+        means = [_mean(rows, (condition, k), model=model) for model in models]
+        spread = f" ± {stdev(means):.1f}" if len(means) > 1 else ""
+        cells = (f"{mean:.1f}" for mean in means)
+        by_seed.append((condition, k or "", *cells, f"{fmean(means):.1f}{spread}"))
+    guess = fmean(result["guess"].values())
+    by_seed.append(("best guess without the instruction", "", *[""] * len(models), f"{guess:.1f}"))
+    by_family = [
+        (
+            family,
+            difficulty,
+            *(f"{_mean(rows, case, family=family, difficulty=difficulty):.1f}" for case in cases),
+        )
+        for family, difficulty in dict.fromkeys((r["family"], r["difficulty"]) for r in rows)
+    ]
     lines = [
         "# Exact match on held-out instructions",
         "",
         f"`{split}`, {number} examples for each family and difficulty, greedy, percent. "
         f"One column a seed. `python -m experiments.exact_match {' '.join(models)}`",
         "",
-        "| condition | k | " + " | ".join(Path(m).name for m in models) + " | mean ± sd |",
-        "|---|---|" + "---|" * (len(models) + 1),
-    ]
-    for case in cases:
-        means = [_mean(rows, case, model=model) for model in models]
-        spread = f" ± {stdev(means):.1f}" if len(means) > 1 else ""
-        cells = " | ".join(f"{mean:.1f}" for mean in means)
-        lines.append(f"| {case[0]} | {case[1] or ''} | {cells} | {fmean(means):.1f}{spread} |")
-    guess = fmean(result["guess"].values())
-    lines += [
-        f"| best guess without the instruction | | {' | ' * (len(models) - 1)} | {guess:.1f} |",
+        table(("condition", "k", *(Path(m).name for m in models), "mean ± sd"), by_seed),
         "",
         "By family and difficulty, mean over seeds:",
         "",
-        "| family | difficulty | " + " | ".join(f"{c} {k or ''}".strip() for c, k in cases) + " |",
-        "|---|---|" + "---|" * len(cases),
+        table(("family", "difficulty", *(f"{c} {k or ''}".strip() for c, k in cases)), by_family),
     ]
-    for family, difficulty in dict.fromkeys((r["family"], r["difficulty"]) for r in rows):
-        cells = " | ".join(
-            f"{_mean(rows, case, family=family, difficulty=difficulty):.1f}" for case in cases
-        )
-        lines.append(f"| {family} | {difficulty} | {cells} |")
     return "\n".join(lines) + "\n"
 
 

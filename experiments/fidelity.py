@@ -14,8 +14,6 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,14 +21,14 @@ from typing import Any
 import torch
 
 from experiments.fidelity_report import to_markdown
+from experiments.report import RESULTS, write
 from gistkit.data.tasks import FAMILIES
 from gistkit.data.tasks.base import Facts, held_out
 from gistkit.fidelity import Fidelity, measure_fidelity
-from gistkit.files import write_text
 from gistkit.gist import Gist
 from gistkit.model import GistModel
+from gistkit.report import record
 
-SCHEMA_VERSION = 1
 SEEDS = {"choosing": 2026, "reporting": 2027}
 TRAINED = ("reply", "notice", "rewrite")
 PER_GIST = 8  # probe inputs, and as many test inputs
@@ -58,7 +56,7 @@ def main() -> None:
     parser.add_argument("--instructions", type=int, default=60, help="of each group and seed")
     parser.add_argument("--part", choices=SEEDS, action="append", help="only these rows")
     parser.add_argument("--report", type=Path, help="rows that are measured already")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     if options.report:
         result = json.loads(options.report.read_text())
@@ -70,10 +68,7 @@ def main() -> None:
                 rows.append({"part": part, **measure(model, case)})
                 print(f"\r{len(rows)} gists", end="", file=sys.stderr, flush=True)
         result = {
-            "schema_version": SCHEMA_VERSION,
-            "theme": "fidelity",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {name: version(name) for name in ("gistkit", "torch", "transformers")},
+            **record("fidelity"),
             "config": {
                 "model": options.model,
                 "instructions": options.instructions,
@@ -82,9 +77,7 @@ def main() -> None:
             "rows": rows,
         }
     text, summary = to_markdown(result["rows"])
-    name = f"fidelity_cpu_{result['date'][:10]}"
-    write_text(options.output / f"{name}.json", json.dumps({**result, "summary": summary}) + "\n")
-    write_text(options.output / f"{name}.md", text)
+    write({**result, "summary": summary}, text, options.output)
     print(text)
 
 
@@ -93,8 +86,8 @@ def cases(number: int, seed: int) -> Iterator[Case]:
     for group in ("seen", "unseen", "shorter", "longer", "untrained tasks", "noise"):
         rng = Random(f"{group} {seed}")
         families = ("pick", "codebook") if group == "untrained tasks" else TRAINED
-        for place in range(number):
-            family = FAMILIES[families[place % len(families)]]
+        for index in range(number):
+            family = FAMILIES[families[index % len(families)]]
             level = rng.choice((1, 2, 3))
             facts = _facts(family.name, group, level, rng)
             instruction = family.instruction(facts, rng)

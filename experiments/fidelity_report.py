@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gistkit.fidelity import PARTS
+from gistkit.report import table
 
 Row = dict[str, Any]
 Target = Callable[[Row], list[bool]]
@@ -33,6 +34,7 @@ def to_markdown(rows: Sequence[Row]) -> tuple[str, Row]:
     chosen = [row for row in rows if row["part"] == "choosing"]
     held = [row for row in rows if row["part"] == "reporting"]
     threshold = choose(chosen)
+    groups, areas, bins = [], [], []
     summary: Row = {"threshold": threshold, "auroc": [], "groups": [], "calibration": []}
     lines = [
         "# Does the fidelity of a gist predict a wrong answer?",
@@ -45,8 +47,6 @@ def to_markdown(rows: Sequence[Row]) -> tuple[str, Row]:
         "",
         "## What is wrong, by group (percent of answers)",
         "",
-        "| group | gists | wrong | full prompt wrong | lost | differs | score, given | drawn |",
-        "|---|---|---|---|---|---|---|---|",
     ]
     for group in dict.fromkeys(row["group"] for row in held):
         mine = [row for row in held if row["group"] == group]
@@ -55,10 +55,13 @@ def to_markdown(rows: Sequence[Row]) -> tuple[str, Row]:
         scores = {p: float(np.mean([r[p]["score"] for r in mine])) for p in ("given", "drawn")}
         summary["groups"].append({"group": group, "gists": len(mine), **found, **scores})
         shares = (found["wrong"], found["full_wrong"], found["lost"], found["differs"])
-        cells = " | ".join(f"{100 * share:.1f}" for share in shares)
-        cells += "".join(f" | {score:.3f}" for score in scores.values())
-        lines.append(f"| {group} | {len(mine)} | {cells} |")
+        cells = [f"{100 * share:.1f}" for share in shares]
+        groups.append((group, len(mine), *cells, *(f"{s:.3f}" for s in scores.values())))
+    head = (
+        "group", "gists", "wrong", "full prompt wrong", "lost", "differs", "score, given", "drawn",
+    )  # fmt: skip
     lines += [
+        table(head, groups),
         "",
         "## AUROC",
         "",
@@ -66,13 +69,11 @@ def to_markdown(rows: Sequence[Row]) -> tuple[str, Row]:
         "instructions. *per gist*: more than half of its answers are. A part counts where it "
         "could be measured.",
         "",
-        "| probes | subset | what | wrong | lost | differs | per gist: wrong | differs |",
-        "|---|---|---|---|---|---|---|---|",
     ]
     for probes in ("given", "drawn"):
-        for subset, groups in SUBSETS.items():
+        for subset, names in SUBSETS.items():
             for what in ("score", *PARTS):
-                mine = [r for r in held if r["group"] in groups and what in r[probes]]
+                mine = [r for r in held if r["group"] in names and what in r[probes]]
                 cells = []
                 for name, per_gist in (*((t, False) for t in TARGETS), *_PER_GIST):
                     found = _auroc_of(mine, probes, what, TARGETS[name], per_gist=per_gist)
@@ -81,20 +82,23 @@ def to_markdown(rows: Sequence[Row]) -> tuple[str, Row]:
                         | {"per_gist": per_gist, "gists": len(mine), **found}
                     )
                     cells.append(_cell(found))
-                lines.append(f"| {probes} | {subset} | {what} | {' | '.join(cells)} |")
+                areas.append((probes, subset, what, *cells))
+    head = (
+        "probes", "subset", "what", "wrong", "lost", "differs", "per gist: wrong", "differs",
+    )  # fmt: skip
     lines += [
+        table(head, areas),
         "",
         "## Calibration (given probes; percent of answers)",
         "",
-        "| score | gists | wrong | lost | differs |",
-        "|---|---|---|---|---|",
     ]
     for low, high in pairwise(BINS):
         mine = [row for row in held if low <= row["given"]["score"] < high]
         found = {name: _share(mine, target) for name, target in TARGETS.items()}
         summary["calibration"].append({"low": low, "high": high, "gists": len(mine), **found})
-        cells = " | ".join("" if not mine else f"{100 * share:.1f}" for share in found.values())
-        lines.append(f"| {low:g} to {min(high, 1):g} | {len(mine)} | {cells} |")
+        cells = ["" if not mine else f"{100 * share:.1f}" for share in found.values()]
+        bins.append((f"{low:g} to {min(high, 1):g}", len(mine), *cells))
+    lines += [table(("score", "gists", "wrong", "lost", "differs"), bins)]
     lines += ["", "## Threshold", "", *_threshold(chosen, held, threshold)]
     return "\n".join(lines) + "\n", summary
 
@@ -117,9 +121,9 @@ def auroc(scores: Any, bad: Any, good: Any) -> float:
     Args:
         scores, bad, good: [N] score of a gist, and how many of its answers are bad and good.
     """
-    values, place = np.unique(scores, return_inverse=True)
-    worse = np.bincount(place, bad, len(values))
-    better = np.bincount(place, good, len(values))
+    values, index = np.unique(scores, return_inverse=True)
+    worse = np.bincount(index, bad, len(values))
+    better = np.bincount(index, good, len(values))
     if not worse.sum() or not better.sum():
         return float("nan")
     above = better.sum() - better.cumsum()

@@ -8,32 +8,29 @@
 
 Each model learns all conditions at once (gist, full prompt and none, drawn row by row) and several
 k, from random weights, with the same rows in the same order: they differ in the objective alone.
-The published system trains a model for each condition. A run that is already in `--runs` is taken
-as it is. Quality of small models, not speed.
+The published system trains a model for each condition. Runs that `--runs` holds are reused. Quality
+of small models, not speed.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from experiments.alpaca_plus import MODEL
+from experiments.report import RESULTS, write
 from gistkit.data.collate import Limits
 from gistkit.data.sets import read_splits, shuffled
 from gistkit.evaluation.answers import AnswerOptions
 from gistkit.evaluation.scores import difference
 from gistkit.evaluation.splits import SplitResult, evaluate_split
-from gistkit.files import write_text
 from gistkit.model import GistModel
 from gistkit.prompts import Example
+from gistkit.report import interval, record, table
 from gistkit.train import run_config
 from gistkit.training.arguments import parse_config
 
-SCHEMA_VERSION = 1
 OBJECTIVES = ("cross_entropy", "mix", "distillation")
 KS = {"tasks": (1, 2, 4, 8), "multi_input": (1, 4), "alpaca_plus": (1, 4)}
 CONDITIONS = {"gist": 0.6, "pos_control": 0.3, "neg_control": 0.1}
@@ -52,7 +49,7 @@ def main() -> None:
     parser.add_argument("--eval_rows", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("exp/objectives"))
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     rows = []
     for objective in options.objectives:
@@ -67,19 +64,14 @@ def main() -> None:
             rows += [{"objective": objective, **row} for row in measure(model, split, cut, options)]
             print(f"{objective} {split} done", file=sys.stderr, flush=True)
     result = {
-        "schema_version": SCHEMA_VERSION,
-        "theme": f"objectives_{options.dataset}",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("gistkit", "torch", "transformers")},
+        **record(f"objectives_{options.dataset}"),
         "command": " ".join(["python -m experiments.objectives", *sys.argv[1:]]),
         "config": config(options, "OBJECTIVE"),
         "rows": rows,
     }
-    name = f"objectives_{options.dataset}_cpu_{datetime.now(UTC):%Y-%m-%d}"
-    write_text(options.output / f"{name}.json", json.dumps(result, indent=1, default=str) + "\n")
-    table = to_markdown(result, about(result["config"]["training"]))
-    write_text(options.output / f"{name}.md", table)
-    print(table)
+    text = to_markdown(result, about(result["config"]["training"]))
+    write(result, text, options.output)
+    print(text)
 
 
 def config(options: argparse.Namespace, objective: str) -> dict[str, Any]:
@@ -148,8 +140,8 @@ def measure(
     found: list[tuple[str, int | None, SplitResult]] = []
     ks = KS[options.dataset]
     for condition, k in [("pos_control", 1), *[("gist", k) for k in ks], ("neg_control", 1)]:
-        ways = AnswerOptions(condition, num_gist_tokens=k, batch_size=50, max_new_tokens=longest)
-        result = evaluate_split(model, examples, ways, limits)
+        how = AnswerOptions(condition, num_gist_tokens=k, batch_size=50, max_new_tokens=longest)
+        result = evaluate_split(model, examples, how, limits)
         found.append((condition, k if condition == "gist" else None, result))
     full = found[0][2].scores
     return [
@@ -183,30 +175,25 @@ def to_markdown(result: Mapping[str, Any], about: str) -> str:
         "",
         f"`{result['command']}`",
     ]
+    head = (
+        "objective", "condition", "k", "loss", "exact match", "ROUGE-L", "minus pos_control",
+    )  # fmt: skip
     for split in dict.fromkeys(row["split"] for row in result["rows"]):
-        lines += [
-            "",
-            f"## {split}",
-            "",
-            "| objective | condition | k | loss | exact match | ROUGE-L | minus pos_control |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for row in result["rows"]:
-            if row["split"] == split:
-                minus = row["minus_pos_control"]["rougeL"]
-                lines.append(
-                    f"| {row['objective']} | {row['condition']} | {row['k'] or ''} "
-                    f"| {row['loss']:.3f} | {_interval(row, 'exact_match')} "
-                    f"| {_interval(row, 'rougeL')} "
-                    f"| {minus['difference']:+.1f} [{minus['interval'][0]:+.1f}, "
-                    f"{minus['interval'][1]:+.1f}] |"
-                )
+        rows = (_cells(row) for row in result["rows"] if row["split"] == split)
+        lines += ["", f"## {split}", "", table(head, rows)]
     return "\n".join(lines) + "\n"
 
 
-def _interval(row: Mapping[str, Any], name: str) -> str:
-    low, high = row["intervals"][name]
-    return f"{row[name]:.1f} [{low:.1f}, {high:.1f}]"
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    minus = row["minus_pos_control"]["rougeL"]
+    return (
+        row["objective"],
+        row["condition"],
+        str(row["k"] or ""),
+        f"{row['loss']:.3f}",
+        *(interval(row[name], row["intervals"][name]) for name in ("exact_match", "rougeL")),
+        interval(minus["difference"], minus["interval"], "+.1f"),
+    )
 
 
 if __name__ == "__main__":

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
-from experiments.protocol import interleave, timed
 from experiments.report import Case, Comparison, Options
 from experiments.subject import (
-    MODES,
     PUBLISHED,
     TINY,
     Request,
@@ -26,6 +24,8 @@ from experiments.subject import (
     make_model,
 )
 from gistkit import GistModel, Prefix
+from gistkit.baselines import CACHED, FULL, GIST, MODES, NONE
+from gistkit.timing import interleave, timed
 
 ROUNDS = 51
 SIZES: Mapping[str, Any] = {
@@ -62,11 +62,11 @@ def run(sizes: Mapping[str, Any], options: Options) -> Iterator[Case]:
         )
         yield Case(
             name=name,
-            base="no reuse",
+            base=FULL,
             samples=samples,
             comparisons=[
-                Comparison("gist", "no prompt", 1.03),
-                Comparison("gist", "full-prompt cache"),
+                Comparison(GIST, NONE, 1.03),
+                Comparison(GIST, CACHED),
             ],
             facts={s: {"kept bytes": n} for s, n in request.kept_bytes().items() if n},
             checks=checks,
@@ -75,23 +75,23 @@ def run(sizes: Mapping[str, Any], options: Options) -> Iterator[Case]:
 
 
 def where_time_goes(request: Request, new: int, options: Options) -> Iterator[Case]:
-    """One answer through each layer, from a gist and from the full-prompt cache."""
+    """One answer through each layer, from a gist and from the cached prompt."""
     model = request.model
     ids, _ = model.pad([model.encoder.input(request.inputs[0])])
     for tokens in (1, new):
         sides: dict[str, Callable[[], Any]] = {
             "bare loop": partial(loop, model, ids, request.gist, tokens),
             "transformers generate": partial(hf_generate, model, ids, request.gist, tokens),
-            "GistModel.generate": partial(request.answer, "gist", tokens),
-            "full-prompt cache, bare loop": partial(loop, model, ids, request.cache, tokens),
+            "GistModel.generate": partial(request.answer, GIST, tokens),
+            f"{CACHED}, bare loop": partial(loop, model, ids, request.cache, tokens),
         }
-        said = [
+        answers = [
             model.tokenizer.decode(sides["bare loop"]()),
             model.tokenizer.decode(sides["transformers generate"]()),
-            *request.answer("gist", tokens),
+            *request.answer(GIST, tokens),
         ]
-        if len(set(said)) != 1:
-            raise AssertionError(f"the three ways give different tokens: {said}")
+        if len(set(answers)) != 1:
+            raise AssertionError(f"the three ways give different tokens: {answers}")
         samples = interleave(
             {side: timed(work, device=options.device) for side, work in sides.items()},
             rounds=options.rounds,
@@ -118,14 +118,14 @@ def cache_of(model: GistModel, prefix: Prefix) -> DynamicCache:
 @torch.inference_mode()
 def loop(model: GistModel, ids: Tensor, prefix: Prefix, tokens: int) -> Tensor:
     """Greedy decoding by hand; [tokens] ids."""
-    cache, said = cache_of(model, prefix), []
+    cache, new = cache_of(model, prefix), []
     for _ in range(tokens):
         logits = model.hf_model(
             input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
         ).logits
         ids = logits[:, -1].argmax(-1, keepdim=True)
-        said.append(ids)
-    return torch.cat(said, dim=1)[0]
+        new.append(ids)
+    return torch.cat(new, dim=1)[0]
 
 
 def hf_generate(model: GistModel, ids: Tensor, prefix: Prefix, tokens: int) -> Tensor:

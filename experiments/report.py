@@ -1,29 +1,26 @@
 """A benchmark's result: JSON with every sample and everything needed to repeat it, then a table.
 
 The table speaks in ratios: a bare time on a shared machine says nothing. Every comparison has the
-column of the full-prompt cache, which is what a gist must beat.
+column of the cached prompt, which is what a gist must beat.
 """
 
 import json
-import os
-import platform
 import re
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from experiments.protocol import Interval, Timing, median_ratio
+from gistkit import report
 from gistkit.files import write_text
+from gistkit.report import record, table
+from gistkit.stats import Interval, median_ratio
+from gistkit.timing import Timing
 
 SCHEMA_VERSION = 1
 CLOCKS = ("wall", "cpu")
-PACKAGES = ("gistkit", "torch", "transformers", "tokenizers", "numpy")
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +74,7 @@ def to_json(
 ) -> dict[str, Any]:
     """The machine-readable result."""
     return {
-        "schema_version": SCHEMA_VERSION,
-        "theme": theme,
+        **record(theme, schema_version=SCHEMA_VERSION),
         "seed": options.seed,
         "config": asdict(options) | ({} if options.model else _plain(sizes)),
         "versions": versions(),
@@ -129,23 +125,22 @@ def to_markdown(result: Mapping[str, Any], about: str) -> str:
     hardware, versions = result["hardware"], result["versions"]
     lines = [f"# {result['theme']}", "", about.strip(), ""]
     for case in result["cases"]:
-        sides = list(case["ratios_to_base"])
-        lines += [f"## {case['name']}", ""]
-        lines += _row("time / time of", *sides) + _row(*["---"] * (len(sides) + 1))
-        for clock in CLOCKS:
-            cells = (_interval(case["ratios_to_base"][side][clock]) for side in sides)
-            lines += _row(f"{case['base']} ({clock})", *cells)
-        lines += [""]
-        for one in case["comparisons"]:
-            told = "; ".join(
-                f"{clock} {_interval(one[clock])} {one[clock].get('verdict', '')}".rstrip()
-                for clock in CLOCKS
-            )
-            bar = "" if one["most"] is None else f", at most {one['most']}"
-            lines += [f"- {one['side']} / {one['against']}{bar}: {told}"]
+        ratios = case["ratios_to_base"]
+        rows = [
+            (f"{case['base']} ({clock})", *(_interval(found[clock]) for found in ratios.values()))
+            for clock in CLOCKS
+        ]
+        lines += [f"## {case['name']}", "", table(("time / time of", *ratios), rows), ""]
+        for comparison in case["comparisons"]:
+            clocks = []
+            for clock in CLOCKS:
+                ratio, verdict = comparison[clock], comparison[clock].get("verdict", "")
+                clocks.append(f"{clock} {_interval(ratio)} {verdict}".rstrip())
+            bar = "" if comparison["most"] is None else f", at most {comparison['most']}"
+            lines += [f"- {comparison['side']} / {comparison['against']}{bar}: {'; '.join(clocks)}"]
         for side, facts in case["facts"].items():
-            told = ", ".join(f"{what} {_number(value)}" for what, value in facts.items())
-            lines += [f"- {side}: {told}"]
+            numbers = ", ".join(f"{what} {_number(value)}" for what, value in facts.items())
+            lines += [f"- {side}: {numbers}"]
         lines += [f"- checked: {what} ({how})" for what, how in case["checks"].items()]
         lines += [f"- {case['rounds']} rounds", ""]
     lines += [
@@ -159,10 +154,6 @@ def to_markdown(result: Mapping[str, Any], about: str) -> str:
     return "\n".join(lines)
 
 
-def _row(*cells: str) -> list[str]:
-    return ["| " + " | ".join(cells) + " |"]
-
-
 def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
@@ -171,11 +162,11 @@ def _interval(found: Mapping[str, float]) -> str:
     return str(Interval(found["median"], found["low"], found["high"]))
 
 
-def write(result: Mapping[str, Any], about: str, folder: Path) -> Path:
+def write(result: Mapping[str, Any], text: str, folder: Path, *, hardware: str = "cpu") -> Path:
     """Write `<theme>_<hardware>_<date>.json` and `.md`; returns the path of the table."""
-    name = f"{result['theme']}_{result['hardware']['slug']}_{result['date'][:10]}"
-    write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
-    return write_text(folder / f"{name}.md", to_markdown(result, about))
+    name = f"{result['theme']}_{hardware}_{result['date'][:10]}"
+    write_text(folder / f"{name}.json", json.dumps(result, indent=1, default=str) + "\n")
+    return write_text(folder / f"{name}.md", text)
 
 
 def versions() -> dict[str, str]:
@@ -190,22 +181,12 @@ def versions() -> dict[str, str]:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
-    python = {"python": platform.python_version()}
-    return python | {name: version(name) for name in PACKAGES} | {"commit": commit}
+    return report.versions() | {"commit": commit}
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """The processor, how many cores, and the device."""
-    processor = platform.processor() or platform.machine()
-    if sys.platform == "linux":
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-        processor = found[1] if found else processor
-    on_gpu = torch.device(device).type == "cuda"
-    used = torch.cuda.get_device_name(device) if on_gpu else processor
+    """The processor, how many cores, the device, and a `slug` of them for file names."""
+    found = report.machine(device)
+    used = found["processor"] if found["device"] == "CPU" else found["device"]
     words = re.sub(r"\(r\)|\(tm\)|processor|cpu|@", " ", used.lower())
-    return {
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
-        "slug": re.sub(r"[^a-z0-9.]+", "-", words).strip("-"),
-    }
+    return found | {"slug": re.sub(r"[^a-z0-9.]+", "-", words).strip("-")}

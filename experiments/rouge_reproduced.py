@@ -8,45 +8,37 @@ released them. The published numbers are the middle of an unseeded bootstrap, ou
 
 import argparse
 import csv
-import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from rouge_score.rouge_scorer import RougeScorer
 
+from experiments.report import RESULTS, write
 from gistkit.evaluation.outputs import Output, matched, read_outputs
 from gistkit.evaluation.scores import Scores, difference, score
-from gistkit.files import write_text
 from gistkit.metrics import ROUGE_KINDS, clean
+from gistkit.report import interval, record, table
 
-SCHEMA_VERSION = 1
 SEED = 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.rouge_reproduced")
     parser.add_argument("folder", type=Path, help="the released results")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     rows, paired = measure(options.folder)
     result = {
-        "schema_version": SCHEMA_VERSION,
-        "theme": "rouge_reproduced",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **record("rouge_reproduced", packages=("gistkit", "rouge-score", "nltk", "numpy")),
         "command": "python -m experiments.rouge_reproduced $GISTKIT_SHARED/data/reference_results",
-        "versions": {name: version(name) for name in ("gistkit", "rouge-score", "nltk", "numpy")},
         "seed": SEED,
         "rows": rows,
         "paired": paired,
     }
-    name = f"rouge_reproduced_{datetime.now(UTC):%Y-%m-%d}"
-    write_text(options.output / f"{name}.json", json.dumps(result, indent=1) + "\n")
     text = to_markdown(result)
-    write_text(options.output / f"{name}.md", text)
+    write(result, text, options.output)
     print(text)
 
 
@@ -123,40 +115,47 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         "",
         "The published numbers are the middle of an unseeded bootstrap, ours are plain means.",
         "",
-        "| model | split | rows | R1 | R2 | RL | RLsum | exact match | words "
-        "| published RL | ours - published |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in given:
-        low, high = row["intervals"]["rougeL"]
-        cells = [
-            _name(row), row["split"], row["rows"], f"{row['rouge1']:.2f}", f"{row['rouge2']:.2f}",
-            f"{row['rougeL']:.2f} [{low:.1f}, {high:.1f}]", f"{row['rougeLsum']:.2f}",
-            f"{row['exact_match']:.1f}", f"{row['words']:.1f}", f"{row['published_rougeL']:.2f}",
-            f"{row['difference']:+.3f}",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines += [
+        table(
+            (
+                "model", "split", "rows", "R1", "R2", "RL", "RLsum", "exact match", "words",
+                "published RL", "ours - published",
+            ),
+            map(_cells, given),
+        ),
         "",
         "Differences to pos_control on the same rows, with 95 % intervals by the paired bootstrap:",
         "",
-        "| model | split | ROUGE-L | exact match |",
-        "|---|---|---|---|",
-    ]
-    for pair in result["paired"]:
-        cells = [_cell(pair[name]) for name in ("rougeL", "exact_match")]
-        lines.append(f"| {pair['a']} | {pair['split']} | {' | '.join(cells)} |")
+        table(
+            ("model", "split", "ROUGE-L", "exact match"),
+            (
+                (
+                    pair["a"],
+                    pair["split"],
+                    *(
+                        interval(pair[name]["difference"], pair[name]["interval"], "+.2f")
+                        for name in ("rougeL", "exact_match")
+                    ),
+                )
+                for pair in result["paired"]
+            ),
+        ),
+    ]  # fmt: skip
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     return "\n".join([*lines, "", f"Seed {result['seed']}; {versions}.", ""])
 
 
+def _cells(row: Mapping[str, Any]) -> list[object]:
+    low, high = row["intervals"]["rougeL"]
+    return [
+        _name(row), row["split"], row["rows"], f"{row['rouge1']:.2f}", f"{row['rouge2']:.2f}",
+        f"{row['rougeL']:.2f} [{low:.1f}, {high:.1f}]", f"{row['rougeLsum']:.2f}",
+        f"{row['exact_match']:.1f}", f"{row['words']:.1f}", f"{row['published_rougeL']:.2f}",
+        f"{row['difference']:+.3f}",
+    ]  # fmt: skip
+
+
 def _name(row: Mapping[str, Any]) -> str:
     return f"{row['model']}-{row['condition']}-{row['k']}"
-
-
-def _cell(pair: Mapping[str, Any]) -> str:
-    low, high = pair["interval"]
-    return f"{pair['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 if __name__ == "__main__":

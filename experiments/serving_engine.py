@@ -3,26 +3,27 @@
 The same requests on both sides: different gists, one answer each, greedy; the answers are compared
 with those of `generate`. A client asks for its next answer when it has read the last one. The
 toy model answers its own tasks (short answers, each ends by itself); the published shape
-answers with as many tokens as it may. Under the most clients the engine also answers from caches
-of the full prompts, and with no reuse: it reads every instruction anew.
+answers with as many tokens as it may. Under the most clients the engine also answers from cached
+prompts, and from full prompts, which it reads again for every request.
 """
 
 import asyncio
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from statistics import median
 from typing import Any
 
-from experiments.protocol import Run, interleave, timed
 from experiments.report import Case, Comparison, Options
 from experiments.subject import PUBLISHED, TINY, make_inputs, make_instructions, make_model
 from gistkit import Gist, GistModel, Prefix
+from gistkit.baselines import CACHED, FULL, GIST, answer
 from gistkit.data.tasks import FAMILIES
 from gistkit.serving.engine import Prompt, Sampling
 from gistkit.serving.transformers_engine import TransformersEngine
 from gistkit.store import GistStore
+from gistkit.timing import Timing, interleave, timed
 
 ROUNDS = 7
 SIZES: Mapping[str, Any] = {
@@ -71,21 +72,21 @@ class Load:
         caches = {text: model.cache_prompt(text) for text in different}
         return cls(model, instructions, inputs, gists, caches, tokens)
 
-    def generate(self, mode: str = "gist") -> list[str]:
+    def generate(self, mode: str = GIST) -> list[str]:
         """All answers, one after the other."""
         return [
-            self.model.generate(
+            answer(
+                self.model,
+                mode,
+                instruction,
                 text,
                 self._prefix(mode, instruction),
-                instructions=instruction if mode == "no reuse" else None,
                 max_new_tokens=self.tokens,
             )[0]
             for instruction, text in zip(self.instructions, self.inputs, strict=True)
         ]
 
-    async def serve(
-        self, engine: TransformersEngine, clients: int, mode: str = "gist"
-    ) -> list[str]:
+    async def serve(self, engine: TransformersEngine, clients: int, mode: str = GIST) -> list[str]:
         """All answers, from as many clients at once."""
         answers = [""] * len(self.inputs)
 
@@ -103,9 +104,8 @@ class Load:
         return answers
 
     def _prefix(self, mode: str, instruction: str) -> Prefix | None:
-        if mode == "no reuse":
-            return None
-        return self.gists[instruction] if mode == "gist" else self.caches[instruction]
+        kept = {GIST: self.gists, CACHED: self.caches}
+        return kept[mode][instruction] if mode in kept else None
 
 
 def run(sizes: Mapping[str, Any], options: Options) -> Iterator[Case]:
@@ -135,10 +135,10 @@ def _case(
     options: Options,
 ) -> Case:
     most = max(clients)
-    modes = {_side(number): (number, "gist") for number in clients}
-    modes |= {f"{_side(most)}, {mode}": (most, mode) for mode in ("full-prompt cache", "no reuse")}
-    expected = {mode: load.generate(mode) for mode in ("gist", "full-prompt cache", "no reuse")}
-    sides: dict[str, Run] = {ALONE: timed(load.generate, device=options.device)}
+    modes = {_side(number): (number, GIST) for number in clients}
+    modes |= {f"{_side(most)}, {mode}": (most, mode) for mode in (CACHED, FULL)}
+    expected = {mode: load.generate(mode) for mode in (GIST, CACHED, FULL)}
+    sides: dict[str, Callable[[], Timing]] = {ALONE: timed(load.generate, device=options.device)}
     for side, (number, mode) in modes.items():
         assert runner.run(load.serve(engine, number, mode)) == expected[mode], "answers differ"
 
@@ -154,8 +154,8 @@ def _case(
         samples=samples,
         comparisons=[
             Comparison(_side(most), ALONE, 0.333),
-            Comparison(_side(most), f"{_side(most)}, full-prompt cache"),
-            Comparison(_side(most), f"{_side(most)}, no reuse"),
+            Comparison(_side(most), f"{_side(most)}, {CACHED}"),
+            Comparison(_side(most), f"{_side(most)}, {FULL}"),
         ],
         facts={
             side: {"requests / s": requests / median(t.wall for t in timings)}

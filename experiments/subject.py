@@ -1,8 +1,8 @@
 """What is measured: a random LLaMA of a given shape, and texts of an exact number of tokens.
 
 Speed does not depend on what the weights say. A word is a token, so lengths are exact through the
-public, text-only interface; and no special token is ever said (their output rows are zero, a logit
-that is never the largest), so every answer has exactly as many tokens as were asked for.
+public, text-only interface; and no special token is ever predicted (their output rows are zero, a
+logit that is never the largest), so every answer has exactly as many tokens as were asked for.
 """
 
 import random
@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -21,8 +20,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.generation.streamers import BaseStreamer
 
-from experiments.protocol import Timing
 from gistkit import Gist, GistModel, Prefix
+from gistkit.baselines import CACHED, FULL, GIST, MODES, answer
+from gistkit.benchmark.prompts import Prompts
+from gistkit.timing import Timing
 
 SPECIALS = ("<unk>", "<s>", "</s>", "<pad>")
 MARKS = ("Instruction", "Input", "Output", ":")
@@ -45,7 +46,7 @@ PUBLISHED = Shape(hidden=448, intermediate=1152, layers=6, heads=7, vocab=8000)
 """21.3M parameters: the shape of the published implementation's caching measurement."""
 
 TINY = Shape(hidden=32, intermediate=64, layers=2, heads=2, vocab=256)
-"""Quick enough to try the benchmarks themselves."""
+"""Quick enough to try the experiments themselves."""
 
 
 def make_model(
@@ -104,9 +105,9 @@ def make_inputs(model: GistModel, lengths: list[int], *, seed: int) -> list[str]
 
 
 def _texts(model: GistModel, lengths: list[int], seed: str) -> list[str]:
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     words = sorted(w for w in model.tokenizer.get_vocab() if w[0] == "w")
-    return [" ".join(draw.choices(words, k=n)) for n in lengths]
+    return [" ".join(rng.choices(words, k=n)) for n in lengths]
 
 
 @dataclass
@@ -135,11 +136,11 @@ class StepClock(BaseStreamer):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The four ways to answer the same inputs. Caches are built beforehand, as a server has them.
+    """The same inputs in the four modes. What is kept is made before, as a server has it.
 
     Attributes:
         model, instructions, inputs: what is asked; one instruction for each input.
-        gist, cache: the instructions' gists, and their full-prompt caches.
+        gist, cache: the instructions' gists, and the caches of their full prompts.
     """
 
     model: GistModel
@@ -150,79 +151,58 @@ class Request:
 
     @classmethod
     def make(cls, model: GistModel, instructions: list[str], inputs: list[str]) -> "Request":
-        """Build both caches."""
-        return cls(
-            model,
-            instructions,
-            inputs,
-            model.compress(instructions),
-            model.cache_prompt(instructions),
-        )
+        """Make what is kept."""
+        gist, cache = model.compress(instructions), model.cache_prompt(instructions)
+        return cls(model, instructions, inputs, gist, cache)
 
     def answer(self, mode: str, tokens: int, streamer: BaseStreamer | None = None) -> list[str]:
-        """Greedy answers of exactly `tokens` tokens, in one of `MODES`."""
-        prefix = {"gist": self.gist, "full-prompt cache": self.cache}.get(mode)
-        instructions = self.instructions if mode == "no reuse" else None
-        return self.model.generate(
+        """Greedy answers of exactly `tokens` tokens, in one of the modes."""
+        prefix = {GIST: self.gist, CACHED: self.cache}.get(mode)
+        return answer(
+            self.model,
+            mode,
+            self.instructions,
             self.inputs,
             prefix,
-            instructions=instructions,
             max_new_tokens=tokens,
             streamer=streamer,
         )
 
     def kept_bytes(self) -> dict[str, int]:
         """Bytes of activations kept for these instructions, in each mode."""
-        kept = {"gist": self.gist.num_bytes, "full-prompt cache": self.cache.num_bytes}
+        kept = {GIST: self.gist.num_bytes, CACHED: self.cache.num_bytes}
         return {mode: kept.get(mode, 0) for mode in MODES}
 
     def check(self, tokens: int) -> dict[str, str]:
         """Assert that the modes answer rightly; returns what was compared.
 
         Raises:
-            AssertionError: the full-prompt cache and no reuse differ, or an answer from a gist is
-                not the greedy answer of the full pass under the gist mask.
+            AssertionError: the cached and the full prompt differ, or an answer from a gist is not
+                the greedy answer of the full pass under the gist mask.
         """
-        plain = self.answer("no reuse", tokens)
-        if self.answer("full-prompt cache", tokens) != plain:
-            raise AssertionError("the full-prompt cache and no reuse give different tokens")
-        answers = [self._ids(a) for a in self.answer("gist", tokens)]
-        prompts = [
-            self.model.encoder.prompt(instruction, text, self.gist.num_tokens)
-            for instruction, text in zip(self.instructions, self.inputs, strict=True)
-        ]
-        ids, mask = self.model.pad([p + a for p, a in zip(prompts, answers, strict=True)])
-        with torch.inference_mode():
-            output: Any = self.model.adapter.forward(
-                ids,
-                mask,
-                gist_id=self.model.gist_id,
-                condition="gist",
-                logits_to_keep=tokens + 1,
-            )
-        if output.logits[:, :-1].argmax(-1).tolist() != answers:
+        if self.answer(CACHED, tokens) != self.answer(FULL, tokens):
+            raise AssertionError("the cached and the full prompt give different tokens")
+        answers = [self._ids(text) for text in self.answer(GIST, tokens)]
+        encoder, k = self.model.encoder, self.gist.num_tokens
+        prompts = Prompts(
+            self.model,
+            [encoder.instruction(text, k) for text in self.instructions],
+            [encoder.input(text) for text in self.inputs],
+            k,
+        )
+        logits = prompts.full_pass(GIST, torch.tensor(answers, device=self.model.device))
+        if logits.argmax(-1).tolist() != answers:
             raise AssertionError("the gist and the masked full pass give different tokens")
-        error = float((self._first_logits() - output.logits[:, 0]).abs().max())
+        first = prompts.read(self.gist).logits[:, -1]
+        error = float((first - logits[:, 0]).abs().max())
         if error > 1e-4:
             raise AssertionError(f"logits of the gist and the masked full pass differ by {error}")
         equal = f"{len(answers)} x {tokens} greedy tokens equal"
         return {
-            "full-prompt cache = no reuse": equal,
+            f"{CACHED} = {FULL}": equal,
             "gist = masked full pass": f"{equal}, first logits within {error:.1e}",
         }
 
-    @torch.inference_mode()
-    def _first_logits(self) -> Tensor:
-        ids, mask = self.model.pad([self.model.encoder.input(text) for text in self.inputs])
-        output: Any = self.model.adapter.read(
-            ids, mask, self.gist, gist_id=self.model.gist_id, logits_to_keep=1
-        )
-        logits: Tensor = output.logits[:, -1]
-        return logits
-
-    def _ids(self, answer: str) -> list[int]:
-        ids: list[int] = self.model.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.model.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
-
-
-MODES = ("no reuse", "full-prompt cache", "gist", "no prompt")

@@ -1,18 +1,16 @@
 """Answering a batch whose rows all have their own 512-token instruction, and the KV bytes it takes.
 
 `whole answer` is the time of `GistModel.generate` from text to text, caches built beforehand;
-`decode` is its part from the first token to the last. No reuse reads the instructions anew each
-time. Bytes: what is kept between requests, and what is in use at the last token.
+`decode` is its part from the first token to the last. The full prompt is read again each time.
+Bytes: what is kept between requests, and what is in use at the last token.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from experiments.protocol import Run, Timing, interleave, timed
 from experiments.report import Case, Comparison, Options
 from experiments.subject import (
-    MODES,
     PUBLISHED,
     TINY,
     Request,
@@ -21,6 +19,8 @@ from experiments.subject import (
     make_instructions,
     make_model,
 )
+from gistkit.baselines import CACHED, FULL, GIST, MODES, NONE
+from gistkit.timing import Timing, interleave, timed
 
 ROUNDS = 11
 SIZES: Mapping[str, Any] = {
@@ -61,22 +61,24 @@ def run(sizes: Mapping[str, Any], options: Options) -> Iterator[Case]:
         memory = kv_bytes(request, sizes["input_tokens"] + new)
         yield Case(
             f"batch {batch}, whole answer",
-            "full-prompt cache",
+            CACHED,
             whole,
-            comparisons=[Comparison("gist", "no reuse"), Comparison("gist", "no prompt")],
+            comparisons=[Comparison(GIST, FULL), Comparison(GIST, NONE)],
             facts=facts(whole, batch * new, memory),
             checks=checks,
         )
         yield Case(
             f"batch {batch}, decode",
-            "full-prompt cache",
+            CACHED,
             decode,
-            comparisons=[Comparison("gist", "no prompt")],
+            comparisons=[Comparison(GIST, NONE)],
             facts=facts(decode, batch * (new - 1), memory),
         )
 
 
-def answering(request: Request, mode: str, tokens: int, decode: list[Timing], device: str) -> Run:
+def answering(
+    request: Request, mode: str, tokens: int, decode: list[Timing], device: str
+) -> Callable[[], Timing]:
     """Times the whole answer, and notes in `decode` the part after the first token."""
 
     def work() -> None:
@@ -92,10 +94,10 @@ def kv_bytes(request: Request, own_tokens: int) -> dict[str, dict[str, float]]:
     kept = request.kept_bytes()
     per_token = request.gist.num_bytes // request.gist.num_tokens
     read = {
-        "no reuse": request.cache.num_tokens,
-        "full-prompt cache": request.cache.num_tokens,
-        "gist": request.gist.num_tokens,
-        "no prompt": 0,
+        FULL: request.cache.num_tokens,
+        CACHED: request.cache.num_tokens,
+        GIST: request.gist.num_tokens,
+        NONE: 0,
     }
     return {
         mode: {"kept bytes": kept[mode], "KV bytes in use": per_token * (read[mode] + own_tokens)}

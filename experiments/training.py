@@ -22,7 +22,6 @@ from tokenizers import processors
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 
-from experiments.protocol import interleave, timed
 from experiments.report import Case, Comparison, Options
 from gistkit import GistModel
 from gistkit.data.alpaca_plus import AlpacaPlus
@@ -31,6 +30,7 @@ from gistkit.data.sets import shuffled
 from gistkit.data.tokenizer import EOS, train_tokenizer
 from gistkit.models import loading
 from gistkit.prompts import Example
+from gistkit.timing import interleave, timed
 from gistkit.training.objectives import CrossEntropy, Step
 
 ROUNDS = 4

@@ -24,12 +24,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: boo
 
     >>> print(table(("k", "time"), [(1, "2 s")]))
     | k | time |
-    | --- | --- |
+    |---|---|
     | 1 | 2 s |
     """
-    rule = ["---"] + ["---:" if numbers else "---"] * (len(head) - 1)
+    rule = "|---|" + ("---:|" if numbers else "---|") * (len(head) - 1)
     cells = ([str(cell).replace("|", "\\|") for cell in row] for row in rows)
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *cells))
+    first, *others = (f"| {' | '.join(row)} |" for row in (head, *cells))
+    return "\n".join([first, rule, *others])
 
 
 def interval(value: float, ends: Sequence[float], form: str = ".1f") -> str:

@@ -5,9 +5,9 @@ from gistkit.report import error_bars, interval, or_dash, record, table, version
 
 def test_a_table() -> None:
     assert table(("k", "a|b"), [(1, "x|y"), (2, None)]).splitlines() == [
-        "| k | a|b |", "| --- | --- |", "| 1 | x\\|y |", "| 2 | None |",
+        "| k | a|b |", "|---|---|", "| 1 | x\\|y |", "| 2 | None |",
     ]  # fmt: skip
-    assert table(("k", "a"), [], numbers=True).splitlines()[1] == "| --- | ---: |"
+    assert table(("k", "a"), [], numbers=True).splitlines()[1] == "|---|---:|"
 
 
 def test_numbers() -> None:

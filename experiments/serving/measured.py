@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.protocol import quantile
 from experiments.serving.client import Ask, Tally, load
 from experiments.serving.process import Served, watched
+from gistkit.stats import quantile
 
 WARM = 60.0  # seconds that do not count for the slope of memory
 

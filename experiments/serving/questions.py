@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from experiments.protocol import quantile
 from experiments.serving.client import Ask
 from gistkit import Gist, GistModel
 from gistkit.data.tasks import FAMILIES
 from gistkit.prompts import Turn
+from gistkit.stats import quantile
 
 KS = (1, 2, 4, 8)
 ANSWER = 64  # tokens at most

@@ -1,6 +1,6 @@
-"""What a gist saves: measured, checked, and set beside the full-prompt cache everywhere.
+"""What a gist saves: measured, checked, and compared with the cached full prompt everywhere.
 
-rows ── aggregate ──> rendering        benchmark files, the published ones too, as one report
-probes ── sanity                       are the activations the same with and without the cache?
-ways ── measure ── sweep               no cache, full-prompt cache, gist: time, FLOPs, memory
+measure ── sweep ── sweep_report     no cache, instruction cache, gist: time, FLOPs, memory
+examples ── files ── report          the published protocol, and its CSV files as one report
+traces ── sanity                     are the activations the same with and without the cache?
 """

@@ -1,27 +1,54 @@
 """The published protocol: one forward pass for each example, with a cache and without.
 
-Caches are made beforehand and not timed; the ways come in a random order for each example. Two
-differences to the published script: one pass that nobody counts comes first, and where that ran
-under a profiler only, here it runs once more without, for its plain time (`prefill`).
+Caches are made before and not timed; the modes come in a random order for each example. Two
+differences to the published script: a first pass is not counted, and each pass runs once more
+without the profiler, for its plain time (`prefill`).
 """
 
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from gistkit.benchmark.flops import count_flops
-from gistkit.benchmark.memory import peak_bytes
-from gistkit.benchmark.modes import Prompts
-from gistkit.benchmark.rows import GIST, INSTRUCTION, STANDARD
+from gistkit.benchmark.costs import count_flops, peak_bytes
+from gistkit.benchmark.files import GIST, INSTRUCTION, STANDARD, Table, read_table, write_rows
+from gistkit.benchmark.prompts import Prompts
 from gistkit.errors import MissingExtraError, OptionError
-from gistkit.gist import Prefix
 from gistkit.model import GistModel
 from gistkit.prompts import Example
+from gistkit.timing import synchronize
 
-PROFILERS = ("pytorch", "deepspeed")
+Row = dict[str, Any]
+Work = Callable[[], object]
+
+
+def measure_examples(
+    model: GistModel,
+    examples: Sequence[Example],
+    path: Path,
+    *,
+    k: int | None = None,
+    modes: Sequence[str] = (STANDARD, GIST),
+    profiler: str = "pytorch",
+    seed: int = 0,
+    convert: Callable[[list[Row]], list[Row]] = lambda rows: rows,
+    done: Callable[[int], object] = lambda examples: None,
+) -> Table:
+    """Write a benchmark file; it is rewritten after each example, so that no measurement is lost.
+
+    Args:
+        convert: what becomes of an example's rows before they are written.
+        done: called with the number of examples that are written.
+        Others, and errors: as `run_examples`; raises SaveError too.
+    """
+    rows: list[Row] = []
+    found = run_examples(model, examples, k=k, modes=modes, profiler=profiler, seed=seed)
+    for number, example_rows in enumerate(found, 1):
+        rows += convert(example_rows)
+        write_rows(path, rows)
+        done(number)
+    return read_table(path)
 
 
 def run_examples(
@@ -29,15 +56,15 @@ def run_examples(
     examples: Sequence[Example],
     *,
     k: int | None = None,
-    ways: Sequence[str] = (STANDARD, GIST),
+    modes: Sequence[str] = (STANDARD, GIST),
     profiler: str = "pytorch",
     seed: int = 0,
-) -> Iterator[list[dict[str, Any]]]:
+) -> Iterator[list[Row]]:
     """Rows of a benchmark file, those of an example at a time.
 
     Args:
         k: gist tokens; default: the model's.
-        ways: which to run, of standard, instruction and gist.
+        modes: which to run, of standard, instruction and gist.
         profiler: "pytorch" for `cpu_time` and `cuda_time` in microseconds and `flops` as torch
             counts them; "deepspeed" for its flops, macs, params and duration.
         seed: of the orders.
@@ -49,10 +76,9 @@ def run_examples(
     """
     if profiler not in PROFILERS:
         raise OptionError(f"unknown profiler {profiler!r}; choose one of {', '.join(PROFILERS)}")
-    if INSTRUCTION in ways and not model.adapter.can_cache_prompts:
+    if INSTRUCTION in modes and not model.adapter.can_cache_prompts:
         raise OptionError("an encoder-decoder cannot cache instructions; benchmark its gists")
     number_of_gists = model.check_k(k, allow_untrained=True)
-    profile = _by_pytorch if profiler == "pytorch" else _by_deepspeed
     order = random.Random(seed)
     for number, example in enumerate(examples):
         prompts = Prompts(
@@ -62,48 +88,26 @@ def run_examples(
             number_of_gists,
         )
         if number == 0:
-            for way in ways:
-                prompts.read(prompts.make(way))
-        mixed = order.sample(list(ways), len(ways))
-        measured = {way: _measure(prompts, way, profile) for way in mixed}
+            for mode in modes:
+                prompts.read(prompts.prepare(mode))
+        mixed = order.sample(list(modes), len(modes))
+        measured = {mode: _measure(prompts, mode, PROFILERS[profiler]) for mode in mixed}
         yield [
             {
                 "id": number,
-                **_lengths(prompts, INSTRUCTION if way == INSTRUCTION else GIST),
+                **_lengths(prompts, mode),
                 "first_run": mixed[0],
-                "model": way,
-                **measured[way],
+                "model": mode,
+                **measured[mode],
             }
-            for way in ways
+            for mode in modes
         ]
 
 
-def as_published(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with cached instructions under their published name, which is "gist".
-
-    What was kept then stands in both rows of an example, as published.
-    """
-    spans = {row["id"]: row for row in rows if row["model"] != STANDARD}
-    columns = ("effective_num_gist_tokens", "gist_index")
-
-    def named(way: str) -> str:
-        return GIST if way == INSTRUCTION else way
-
-    return [
-        {
-            **row,
-            **{name: spans[row["id"]][name] for name in columns},
-            "model": named(row["model"]),
-            "first_run": named(row["first_run"]),
-        }
-        for row in rows
-    ]
-
-
-def _lengths(prompts: Prompts, kept: str) -> dict[str, int]:
+def _lengths(prompts: Prompts, mode: str) -> dict[str, int]:
     """The published columns; an instruction cache counts as a span that begins with the prompt."""
     whole, new = len(prompts.instructions[0]), len(prompts.inputs[0])
-    span = whole if kept == INSTRUCTION else prompts.k
+    span = whole if mode == INSTRUCTION else prompts.k
     return {
         "num_prompt_tokens": whole + new,
         "num_input_tokens": new,
@@ -112,46 +116,37 @@ def _lengths(prompts: Prompts, kept: str) -> dict[str, int]:
     }
 
 
-Profile = Callable[[GistModel, Callable[[], object]], dict[str, Any]]
-
-
-def _measure(prompts: Prompts, way: str, profile: Profile) -> dict[str, Any]:
-    prefix: Prefix | None = prompts.make(way)
+def _measure(
+    prompts: Prompts, mode: str, profile: Callable[[GistModel, Work], dict[str, Any]]
+) -> dict[str, Any]:
+    prefix, device = prompts.prepare(mode), prompts.model.device
 
     def work() -> object:
         return prompts.read(prefix)
 
     found = profile(prompts.model, work)
-    wait(prompts.model.device)
+    synchronize(device)
     start = time.perf_counter()
     work()
-    wait(prompts.model.device)
+    synchronize(device)
     return {
         **found,
         "prefill": time.perf_counter() - start,
-        "peak_bytes": peak_bytes(work, prompts.model.device),
+        "peak_bytes": peak_bytes(work, device),
         "kept_bytes": 0 if prefix is None else prefix.num_bytes,
     }
 
 
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def _by_pytorch(model: GistModel, work: Callable[[], object]) -> dict[str, Any]:
+def _by_pytorch(model: GistModel, work: Work) -> dict[str, Any]:
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU]
     if model.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    wait(model.device)
+    synchronize(model.device)
     with profile(activities=activities) as profiler:
         work()
-        wait(model.device)
+        synchronize(model.device)
     events = profiler.key_averages()
     return {
         "cpu_time": round(sum(event.self_cpu_time_total for event in events)),
@@ -160,7 +155,7 @@ def _by_pytorch(model: GistModel, work: Callable[[], object]) -> dict[str, Any]:
     }
 
 
-def _by_deepspeed(model: GistModel, work: Callable[[], object]) -> dict[str, Any]:
+def _by_deepspeed(model: GistModel, work: Work) -> dict[str, Any]:
     try:
         from deepspeed.profiling.flops_profiler import FlopsProfiler
     except ImportError as error:
@@ -177,3 +172,6 @@ def _by_deepspeed(model: GistModel, work: Callable[[], object]) -> dict[str, Any
         }
     finally:
         profiler.end_profile()
+
+
+PROFILERS = {"pytorch": _by_pytorch, "deepspeed": _by_deepspeed}

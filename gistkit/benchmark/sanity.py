@@ -1,7 +1,7 @@
 """Are activations and answers the same with the gist cache and without? Layer by layer.
 
-Both ways compute the same numbers in another order, so they differ by roundings, and by how much
-depends on the precision alone. A difference is measured at one token of one place (a layer's keys,
+Both compute the same numbers in another order, so they differ by roundings, and by how much depends
+on the precision alone. A difference is measured at one token of one place (a layer's keys,
 say), in roundings of the precision, relative to the size of that place's activations:
 
     rms(with - without at the token) / (eps * rms(without at all tokens))
@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gistkit.benchmark.probes import Prompts, Trace, with_cache, without_cache
+from gistkit.benchmark.files import GIST
+from gistkit.benchmark.prompts import Prompts
+from gistkit.benchmark.traces import Outputs, Trace, with_cache, without_cache
 from gistkit.errors import PromptError
-from gistkit.gist import Gist
 from gistkit.model import GistModel
-from gistkit.models.decoding import decoding_options
 from gistkit.models.inputs import check_numbers
 
 SCHEMA_VERSION = 1
@@ -134,6 +134,7 @@ def check(
     """
     check_numbers(max_new_tokens=max_new_tokens)
     for k in ks or model.config.num_gist_tokens or (1,):
+        model.check_k(k, allow_untrained=True)
         yield _check(model, pairs, k, max_new_tokens, together=True)
         if len(pairs) > 1:
             yield _check(model, pairs, k, max_new_tokens, together=False)
@@ -160,52 +161,60 @@ def report(model: GistModel, checks: Sequence[Check], named: str) -> dict[str, A
     }
 
 
+def to_text(result: Mapping[str, Any]) -> str:
+    """A line for each k."""
+    lines = []
+    for k in dict.fromkeys(check["k"] for check in result["checks"]):
+        checks = [check for check in result["checks"] if check["k"] == k]
+        worst = max(value for check in checks for value in check["worst"].values())
+        failed = [f"FAILED: {check['message']}" for check in checks if not check["passed"]]
+        tokens, ties = (sum(check[name] for check in checks) for name in ("tokens", "ties"))
+        lines.append(
+            f"k = {k}, {result['precision']}: at most {worst:.3g} roundings apart; {tokens} greedy "
+            f"tokens, {ties} of them ties: {failed[0] if failed else 'passed'}"
+        )
+    return "\n".join(lines)
+
+
 def _check(
-    model: GistModel,
-    pairs: Sequence[tuple[str, str]],
-    k: int,
-    new: int,
-    *,
-    together: bool,
+    model: GistModel, pairs: Sequence[tuple[str, str]], k: int, new: int, *, together: bool
 ) -> Check:
     numbers = list(range(len(pairs)))
     batches = [numbers] if together else [[number] for number in numbers]
     found = [_batch(model, [pairs[i] for i in batch], batch, k, new) for batch in batches]
     worst: dict[str, float] = {}
-    for one in found:
-        for name, value in one.worst.items():
+    for result in found:
+        for name, value in result.worst.items():
             worst[name] = max(value, worst.get(name, 0.0))
     return Check(
         k,
         together,
         worst,
-        next((one.first for one in found if one.first is not None), None),
-        sum(one.tokens for one in found),
-        sum(one.ties for one in found),
+        next((result.first for result in found if result.first is not None), None),
+        sum(result.tokens for result in found),
+        sum(result.ties for result in found),
     )
 
 
 @torch.no_grad()
 def _batch(
-    model: GistModel,
-    pairs: Sequence[tuple[str, str]],
-    numbers: Sequence[int],
-    k: int,
-    new: int,
+    model: GistModel, pairs: Sequence[tuple[str, str]], numbers: Sequence[int], k: int, new: int
 ) -> Check:
-    instructions, inputs = ([pair[i] for pair in pairs] for i in (0, 1))
     _check_fits(model, pairs, numbers, k, new)
-    gist = model.compress(instructions, num_gist_tokens=k, allow_untrained=True)
     prompts = Prompts(
-        [model.encoder.instruction(text, k) for text in instructions],
-        [model.encoder.input(text) for text in inputs],
-        _answers(model, inputs, gist, new),
+        model,
+        [model.encoder.instruction(instruction, k) for instruction, _ in pairs],
+        [model.encoder.input(text) for _, text in pairs],
         k,
     )
-    tolerance = Tolerance.of(model)
-    ours, theirs = with_cache(model, prompts, gist), without_cache(model, prompts)
-    worst, first = _compare(model, prompts, numbers, ours, theirs, tolerance)
-    wrong, ties = _compare_tokens(model, prompts, numbers, theirs, tolerance)
+    gist = prompts.prepare(GIST)
+    assert gist is not None
+    outputs: Outputs = prompts.answer(gist, new).ids.tolist()
+    comparison = _Comparison(
+        prompts, outputs, numbers, Tolerance.of(model), without_cache(prompts, outputs)
+    )
+    worst, first = comparison.of_activations(with_cache(prompts, outputs, gist))
+    wrong, ties = comparison.of_tokens()
     return Check(k, len(pairs) > 1, worst, first or wrong, new * len(pairs), ties)
 
 
@@ -222,70 +231,70 @@ def _check_fits(
             )
 
 
-def _answers(model: GistModel, inputs: Sequence[str], gist: Gist, new: int) -> list[list[int]]:
-    """Greedy ids from the gist, `new` for each, whatever they say."""
-    ids, padding = model.pad([model.encoder.input(text) for text in inputs])
-    options = decoding_options(
-        max_new_tokens=new,
-        do_sample=False,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=0,
-        num_beams=1,
-        num_return_sequences=1,
-        streamed=False,
-        pad_token_id=model.tokenizer.pad_token_id,
-        eos_token_id=never(model),
-    )
-    answers = model.adapter.generate(ids, padding, gist, options, gist_id=model.gist_id)
-    rows: list[list[int]] = answers.tolist()
-    return rows
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """What is computed for a batch, against `full`, the trace of the pass without a cache."""
 
+    prompts: Prompts
+    outputs: Outputs
+    numbers: Sequence[int]
+    tolerance: Tolerance
+    full: Trace
 
-def never(model: GistModel) -> int:
-    """An id no model says: with it as the end, an answer has as many tokens as were asked for."""
-    return int(model.hf_model.config.get_text_config().vocab_size)
+    def of_activations(self, cached: Trace) -> tuple[dict[str, float], Difference | None]:
+        """The largest difference by place, and the first one that is not allowed."""
+        worst: dict[str, float] = {}
+        first: Difference | None = None
+        assert cached.keys() == self.full.keys()
+        for place, rows in self.full.items():
+            whole = torch.cat([t.float() for row in rows for t in row.values()])
+            unit = float(whole.square().mean().sqrt()) * self.tolerance.epsilon
+            name, limit = str(place), self.tolerance.roundings(place.layer)
+            for row, (ours, theirs) in enumerate(zip(cached[place], rows, strict=True)):
+                for segment in [segment for segment in SEGMENTS if segment in theirs]:
+                    off = _roundings(ours[segment], theirs[segment], unit)
+                    if not off:
+                        continue
+                    worst[name] = max(worst.get(name, 0.0), *off)
+                    wrong = [number for number, value in enumerate(off) if not value <= limit]
+                    if wrong and first is None:
+                        position = len(self._ids(row, segment)) - len(off) + wrong[0]
+                        first = self._difference(name, row, segment, position, off[wrong[0]], limit)
+        return worst, first
 
+    def of_tokens(self) -> tuple[Difference | None, int]:
+        """The first greedy token that the full pass does not predict, and the ties before it."""
+        place = next(place for place in self.full if place.what == "logits")
+        limit, ties = 2 * self.tolerance.roundings(place.layer), 0  # two logits, each off by that
+        for row, answer in enumerate(self.outputs):
+            found = self.full[place][row]
+            logits = found["output"].float()
+            if "input" in found:  # of a decoder: the input's last token predicts the first new one
+                logits = torch.cat([found["input"].float(), logits])[-len(answer) - 1 : -1]
+            ids = torch.tensor(answer, device=logits.device)
+            behind = logits.amax(-1) - logits.gather(1, ids[:, None])[:, 0]
+            off = behind / (self.tolerance.epsilon * logits.square().mean().sqrt())
+            for position, value in enumerate(off.tolist()):
+                if not value <= limit:
+                    return self._difference("answer", row, "output", position, value, limit), ties
+            ties += int((off > 0).sum())
+        return None, ties
 
-def _compare(
-    model: GistModel,
-    prompts: Prompts,
-    numbers: Sequence[int],
-    ours: Trace,
-    theirs: Trace,
-    tolerance: Tolerance,
-) -> tuple[dict[str, float], Difference | None]:
-    worst: dict[str, float] = {}
-    first: Difference | None = None
-    assert ours.keys() == theirs.keys()
-    for place, rows in theirs.items():
-        scale = torch.cat([t.float() for row in rows for t in row.values()]).square().mean().sqrt()
-        unit = float(scale) * tolerance.epsilon
-        for row, (mine, other) in enumerate(zip(ours[place], rows, strict=True)):
-            for segment in SEGMENTS:
-                if segment not in other:
-                    continue
-                off = _roundings(mine[segment], other[segment], unit)
-                if not off:
-                    continue
-                name, limit = str(place), tolerance.roundings(place.layer)
-                worst[name] = max(worst.get(name, 0.0), *off)
-                wrong = [number for number, value in enumerate(off) if not value <= limit]
-                if wrong and first is None:
-                    last = len(_ids(prompts, row, segment)) - len(off)
-                    first = _difference(
-                        model,
-                        prompts,
-                        numbers,
-                        (str(place), row, segment, last + wrong[0]),
-                        off[wrong[0]],
-                        limit,
-                    )
-    return worst, first
+    def _difference(
+        self, place: str, row: int, segment: str, position: int, roundings: float, limit: float
+    ) -> Difference:
+        token_id = self._ids(row, segment)[position]
+        token = str(self.prompts.model.tokenizer.convert_ids_to_tokens(token_id))
+        return Difference(place, self.numbers[row], segment, position, token, roundings, limit)
+
+    def _ids(self, row: int, segment: str) -> list[int]:
+        if segment == "gist":
+            return self.prompts.instructions[row][-self.prompts.k :]
+        return self.prompts.inputs[row] if segment == "input" else self.outputs[row]
 
 
 def _roundings(ours: Tensor, theirs: Tensor, unit: float) -> list[float]:
-    """Of each token; of those that both have, which are the last. NaN counts as infinitely far."""
+    """Of each token that both have (the last ones). NaN counts as infinitely far."""
     shared = min(len(ours), len(theirs))
     if not shared:
         return []
@@ -293,47 +302,3 @@ def _roundings(ours: Tensor, theirs: Tensor, unit: float) -> list[float]:
     values = off.square().mean(-1).sqrt() / max(unit, torch.finfo(torch.float32).tiny)
     rows: list[float] = values.nan_to_num(nan=float("inf")).tolist()
     return rows
-
-
-def _compare_tokens(
-    model: GistModel,
-    prompts: Prompts,
-    numbers: Sequence[int],
-    theirs: Trace,
-    tolerance: Tolerance,
-) -> tuple[Difference | None, int]:
-    """The first greedy token that the full pass would not say, but where two logits tie."""
-    place = next(place for place in theirs if place.what == "logits")
-    limit, ties = 2 * tolerance.roundings(place.layer), 0  # two logits, each off by so much
-    decoder = "input" in theirs[place][0]
-    for row, answer in enumerate(prompts.outputs):
-        logits = theirs[place][row]["output"].float()
-        if decoder:  # the token that predicts the first new one is the last of the input
-            logits = torch.cat([theirs[place][row]["input"].float(), logits])[-len(answer) - 1 : -1]
-        said = torch.tensor(answer, device=logits.device)
-        behind = logits.amax(-1) - logits.gather(1, said[:, None])[:, 0]
-        off = (behind / (tolerance.epsilon * logits.square().mean().sqrt())).tolist()
-        for position, value in enumerate(off):
-            if not value <= limit:
-                where = ("answer", row, "output", position)
-                return _difference(model, prompts, numbers, where, value, limit), ties
-        ties += sum(value > 0 for value in off)
-    return None, ties
-
-
-def _difference(
-    model: GistModel,
-    prompts: Prompts,
-    numbers: Sequence[int],
-    where: tuple[str, int, str, int],
-    roundings: float,
-    limit: float,
-) -> Difference:
-    place, row, segment, position = where
-    token = model.tokenizer.convert_ids_to_tokens(_ids(prompts, row, segment)[position])
-    return Difference(place, numbers[row], segment, position, str(token), roundings, limit)
-
-
-def _ids(prompts: Prompts, row: int, segment: str) -> list[int]:
-    parts = {"input": prompts.inputs, "output": prompts.outputs}
-    return parts[segment][row] if segment in parts else prompts.instructions[row][-prompts.k :]

@@ -1,29 +1,25 @@
-"""Measure over batch sizes and lengths of the instruction; the report of all that.
+"""Measure over batch sizes and lengths of the instruction, on prompts of random tokens.
 
-Prompts are random tokens of exact lengths: how long a pass takes does not depend on what they say.
+How long a pass takes does not depend on what the prompts say; random tokens have exact lengths.
 """
 
-import json
-import os
-import platform
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gistkit.benchmark.measure import measure
-from gistkit.benchmark.modes import Prompts
+from gistkit.benchmark.prompts import Prompts
+from gistkit.benchmark.sweep_report import write_json, write_sweep
 from gistkit.errors import OptionError
-from gistkit.files import write_text
 from gistkit.model import GistModel
+from gistkit.report import machine, new_figure, versions
 
 SCHEMA_VERSION = 1
 LENGTHS = (16, 64, 256, 1024)
-PACKAGES = ("gistkit", "torch", "transformers", "tokenizers", "numpy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,63 +70,94 @@ class Options:
 def sweep(
     model: GistModel,
     options: Options,
+    out: Path,
     *,
-    done: Callable[[dict[str, Any]], None],
-    started: Callable[[int], Callable[[], None]] = lambda rounds: lambda: None,
-) -> None:
-    """Measure all cells in a random order, so that a slow hour falls on no length alone.
+    named: str,
+    started: Callable[[int], Callable[[], object]] = lambda rounds: lambda: None,
+    done: Callable[[dict[str, Any]], object] = lambda cell: None,
+) -> dict[str, Any]:
+    """Measure all sizes in a random order, so that no length alone meets a slow hour.
+
+    Writes benchmark.json after each size; benchmark.md and benchmark.png at the end, and when the
+    run is interrupted.
 
     Args:
-        done: is given each cell as soon as it is measured.
-        started: is told how many rounds there are, and gives what to call after each.
+        named: the model's name in the report.
+        started: called with the number of rounds; returns what to call after each round.
+        done: called with the measurements of each size.
+
+    Returns:
+        What benchmark.json holds.
 
     Raises:
         OptionError: a number below one or a length that does not fit.
+        MissingExtraError: matplotlib is not installed.
+        SaveError: the report cannot be written.
     """
+    new_figure(1, 1)  # complain before measuring that matplotlib is not installed
     k = model.check_k(options.num_gist_tokens, allow_untrained=True)
-    cells = [(b, n) for b in options.batch_sizes for n in options.lengths(model, k)]
-    random.Random(options.seed).shuffle(cells)
-    between = started(len(cells) * (options.rounds + options.warmup))
-    for number, (batch, length) in enumerate(cells):
-        prompts = random_prompts(
-            model, batch, length, options.input_tokens, k, seed=options.seed + number
-        )
-        done(
-            measure(
-                prompts,
-                options.new_tokens,
-                rounds=options.rounds,
-                warmup=options.warmup,
-                seed=options.seed,
-                between=between,
+    sizes = [(b, n) for b in options.batch_sizes for n in options.lengths(model, k)]
+    random.Random(options.seed).shuffle(sizes)
+    after_round = started(len(sizes) * (options.rounds + options.warmup))
+    cells: list[dict[str, Any]] = []
+
+    def result() -> dict[str, Any]:
+        return _result(model, named, options, cells, whole=len(cells) == len(sizes))
+
+    try:
+        for number, (batch, length) in enumerate(sizes):
+            prompts = random_prompts(
+                model, batch, length, options.input_tokens, k, seed=options.seed + number
             )
-        )
+            cells.append(
+                measure(
+                    prompts,
+                    options.new_tokens,
+                    rounds=options.rounds,
+                    warmup=options.warmup,
+                    seed=options.seed,
+                    after_round=after_round,
+                )
+            )
+            write_json(result(), out)
+            done(cells[-1])
+    except KeyboardInterrupt:
+        if cells:
+            write_sweep(result(), out)
+        raise
+    found = result()
+    write_sweep(found, out)
+    return found
 
 
 def random_prompts(
     model: GistModel, batch: int, instruction: int, input: int, k: int, *, seed: int
 ) -> Prompts:
     """Prompts of random ordinary tokens, each with its gist tokens."""
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     special = {model.gist_id, *model.tokenizer.all_special_ids}
     ids = [i for i in range(min(len(model.tokenizer), model.gist_id)) if i not in special]
 
-    def some(count: int) -> list[int]:
-        return draw.choices(ids, k=count)
+    def tokens(count: int) -> list[int]:
+        return rng.choices(ids, k=count)
 
     return Prompts(
         model,
-        [some(instruction) + [model.gist_id] * k for _ in range(batch)],
-        [some(input) for _ in range(batch)],
+        [tokens(instruction) + [model.gist_id] * k for _ in range(batch)],
+        [tokens(input) for _ in range(batch)],
         k,
     )
 
 
-def report(
-    model: GistModel, named: str, options: Options, cells: Sequence[dict[str, Any]], *, whole: bool
+def _result(
+    model: GistModel,
+    named: str,
+    options: Options,
+    cells: Sequence[Mapping[str, Any]],
+    *,
+    whole: bool,
 ) -> dict[str, Any]:
     """Cells, in order of size, and all that is needed to repeat them, as JSON values."""
-    ordered = sorted(cells, key=lambda cell: (cell["batch"], cell["instruction_tokens"]))
     return {
         "schema_version": SCHEMA_VERSION,
         "model": named,
@@ -138,25 +165,10 @@ def report(
         "parameters": sum(p.numel() for p in model.hf_model.parameters()),
         "fingerprint": model.fingerprint,
         "precision": str(model.hf_model.dtype).removeprefix("torch."),
-        "device": _device(model.device),
+        **machine(model.device),
         "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
-        },
+        "versions": versions(),
         "config": asdict(options),
         "whole": whole,
-        "cells": ordered,
+        "cells": sorted(cells, key=lambda cell: (cell["batch"], cell["instruction_tokens"])),
     }
-
-
-def write_json(result: dict[str, Any], folder: Path) -> Path:
-    """Write `benchmark.json` (raises SaveError)."""
-    return write_text(folder / "benchmark.json", json.dumps(result, indent=1) + "\n")
-
-
-def _device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()})"

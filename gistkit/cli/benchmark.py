@@ -1,15 +1,23 @@
 """`gistkit benchmark`: what a gist saves on this machine, and whether it is exact."""
 
+import os
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
+from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from gistkit.cli.compress import Device, Precision
-from gistkit.cli.run import emit, refuse_given, say
+from gistkit.cli.run import emit, progress_bar, quiet_libraries, refuse_given, say
 from gistkit.errors import OptionError
+
+if TYPE_CHECKING:
+    from gistkit.model import GistModel
+    from gistkit.prompts import Example
 
 SWEPT = (
     "batch_size", "instruction_tokens", "input_tokens", "new_tokens", "rounds", "warmup",
@@ -60,13 +68,10 @@ def report(
 ) -> None:
     """Means, reductions and intervals of benchmark files, the published ones among them.
 
-    Files of gists and of instruction caches on the same prompts are also set against each other.
+    Files of gists and of instruction caches on the same prompts are also compared with each other.
     """
-    from json import dumps
-
-    from gistkit.benchmark.aggregate import aggregate
-    from gistkit.benchmark.rendering import to_markdown, write_report
-    from gistkit.benchmark.rows import read_table
+    from gistkit.benchmark.files import read_table
+    from gistkit.benchmark.report import aggregate, to_markdown, write_report
 
     if seed < 0:
         raise OptionError(f"--seed must be 0 or more, not {seed}")
@@ -84,7 +89,7 @@ Model = Annotated[
 Base = Annotated[
     bool,
     typer.Option(
-        "--base", help="MODEL is a plain model: add <GIST> to it, untrained, and go on with that."
+        "--base", help="MODEL is a plain model: add an untrained <GIST> to it, and use that."
     ),
 ]
 Ks = Annotated[
@@ -129,21 +134,31 @@ def check(
     \b
     gistkit benchmark check toy --precision bf16
     """
-    from gistkit.cli.benchmark_model import check_model, load
-
     if data is None:
         refuse_given(context, "max_samples", why="needs --data")
     _at_least_one(("--max-samples", max_samples), ("--max-new-tokens", max_new_tokens))
     _at_least_one(*(("--num-gist-tokens", k) for k in num_gist_tokens or []))
     ks = tuple(num_gist_tokens or ())
-    loaded = load(
+    loaded = _load(
         model, base=base, ks=ks, precision=precision.value, device=device.value,
         cache_dir=cache_dir, verbose=verbose,
     )  # fmt: skip
-    passed = check_model(
-        loaded, model, ks=ks, data=data, max_samples=max_samples, new=max_new_tokens, as_json=json
-    )
-    if not passed:
+    from gistkit.benchmark.sanity import PAIRS, report, to_text
+    from gistkit.benchmark.sanity import check as check_gists
+
+    pairs = PAIRS
+    if data is not None:
+        pairs = tuple((e.instruction, e.input) for e in _examples(data, max_samples))
+    ks = ks or loaded.config.num_gist_tokens or (1,)
+    checks = []
+    with progress_bar() as progress:
+        task = progress.add_task("checking", total=len(ks) * (1 + (len(pairs) > 1)))
+        for found in check_gists(loaded, pairs, ks=ks, max_new_tokens=max_new_tokens):
+            checks.append(found)
+            progress.advance(task)
+    result = report(loaded, checks, model)
+    emit(dumps(result, ensure_ascii=False) if json else to_text(result))
+    if not result["passed"]:
         raise typer.Exit(1)
 
 
@@ -223,26 +238,19 @@ def run(
     for name, number in (("--warmup", warmup), ("--seed", seed)):
         if number < 0:
             raise OptionError(f"{name} must be 0 or more, not {number}")
-    from gistkit.cli.benchmark_model import examples_of, load, sweep_model
-
     ks = () if num_gist_tokens is None else (num_gist_tokens,)
-    loaded = load(
+    loaded = _load(
         model, base=base, ks=ks, precision=precision.value, device=device.value,
         cache_dir=cache_dir, verbose=verbose,
     )  # fmt: skip
     if data is not None:
-        examples_of(
-            loaded,
-            data,
-            out,
-            k=num_gist_tokens,
-            max_samples=max_samples,
-            profiler=profiler.value,
-            seed=seed,
-            as_json=json,
-        )
+        _run_examples(
+            loaded, _examples(data, max_samples), out, k=num_gist_tokens, profiler=profiler.value,
+            seed=seed, json=json,
+        )  # fmt: skip
         return
-    from gistkit.benchmark.sweep import Options
+    from gistkit.benchmark.sweep import Options, sweep
+    from gistkit.benchmark.sweep_report import to_markdown
 
     options = Options(
         batch_sizes=tuple(dict.fromkeys(batch_size or (1, 8))),
@@ -254,7 +262,96 @@ def run(
         warmup=warmup,
         seed=seed,
     )
-    sweep_model(loaded, model, options, out, as_json=json)
+    cells: list[object] = []
+    try:
+        with progress_bar() as progress:
+
+            def started(rounds: int) -> Callable[[], None]:
+                return partial(progress.advance, progress.add_task("rounds", total=rounds))
+
+            found = sweep(loaded, options, out, named=model, started=started, done=cells.append)
+    except KeyboardInterrupt:
+        if cells:
+            say(f"stopped; {len(cells)} batches that were measured are in {out}")
+        raise
+    emit(dumps(found) if json else to_markdown(found).rstrip())
+    for ending in ("json", "md", "png"):
+        say(f"wrote {out / f'benchmark.{ending}'}")
+
+
+def _run_examples(
+    model: "GistModel",
+    examples: "Sequence[Example]",
+    out: Path,
+    *,
+    k: int | None,
+    profiler: str,
+    seed: int,
+    json: bool,
+) -> None:
+    from gistkit.benchmark.examples import measure_examples
+    from gistkit.benchmark.files import GIST, INSTRUCTION, STANDARD
+    from gistkit.benchmark.report import aggregate, to_markdown, write_report
+    from gistkit.report import new_figure
+
+    new_figure(1, 1)  # complain before measuring that matplotlib is not installed
+    cached = (INSTRUCTION, GIST) if model.adapter.can_cache_prompts else (GIST,)
+    path, done = out / "benchmark.csv", 0
+    with progress_bar() as progress:
+        task = progress.add_task("examples", total=len(examples))
+
+        def advance(number: int) -> None:
+            nonlocal done
+            done = number
+            progress.update(task, completed=number)
+
+        try:
+            table = measure_examples(
+                model, examples, path, k=k, modes=(STANDARD, *cached), profiler=profiler,
+                seed=seed, done=advance,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            say(f"stopped; {done} of {len(examples)} examples are saved in {path}")
+            raise
+    result = aggregate([table], seed=seed)
+    emit(dumps(result) if json else to_markdown(result).rstrip())
+    for written in (path, *write_report(result, out)):
+        say(f"wrote {written}")
+
+
+def _load(
+    named: str,
+    *,
+    base: bool,
+    ks: Sequence[int],
+    precision: str,
+    device: str,
+    cache_dir: str,
+    verbose: bool,
+) -> "GistModel":
+    """The model; `base` adds `<GIST>` to a plain one (raises ModelError, OptionError)."""
+    if not verbose:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler; it reads this once
+        quiet_libraries()
+    from gistkit.cli.request import choose_device
+    from gistkit.model import GistModel
+
+    options: dict[str, Any] = {
+        "dtype": precision,
+        "device": choose_device(device),
+        "cache_dir": cache_dir,
+    }
+    if base:
+        return GistModel.from_base(named, num_gist_tokens=ks or (1,), **options)
+    return GistModel.from_pretrained(named, **options)
+
+
+def _examples(data: str, limit: int) -> "list[Example]":
+    """Examples of all splits at a path, at most `limit` (raises DataError)."""
+    from gistkit.evaluation.data import read_validation
+
+    splits = read_validation(data, (), limit=limit)
+    return [example for rows in splits.values() for example in rows][:limit]
 
 
 def _at_least_one(*numbers: tuple[str, int]) -> None:

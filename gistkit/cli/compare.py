@@ -1,13 +1,23 @@
 """`gistkit compare`: its options, checked before anything slow is imported."""
 
+from collections.abc import Callable
+from functools import partial
+from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gistkit.cli.compress import Device, Precision
-from gistkit.cli.run import refuse_given
+from gistkit.cli.run import emit, progress_bar, quiet_libraries, refuse_given
 from gistkit.errors import OptionError
+
+if TYPE_CHECKING:
+    from gistkit.model import GistModel
+    from gistkit.prompts import Example
+
+TASK_SEED = 0
+POOL = 400  # generated examples behind those that are answered, whose inputs are probes
 
 
 def compare(
@@ -37,9 +47,8 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="gist, none, first, last, pooled, tfidf, lexrank, llmlingua2, knorm, snapkv, "
-            "streaming, expected, trained; may be repeated. The full prompt is always there. "
-            "[default: all]",
+            help="A method such as gist, first or tfidf (docs/compare.md has all; a wrong name "
+            "lists them); may be repeated. The full prompt is always there. [default: all]",
         ),
     ] = None,
     num_gist_tokens: Annotated[
@@ -65,8 +74,8 @@ def compare(
         Path,
         typer.Option(
             metavar="DIR",
-            help="Where compare.json, compare.md and compare.png go. When interrupted, the same "
-            "command goes on.",
+            help="Where compare.json, compare.md and compare.png go. If interrupted, rerun the "
+            "same command to resume.",
         ),
     ] = Path("comparison"),
     seed: Annotated[int, typer.Option(metavar="N", help="Of intervals and probes.")] = 0,
@@ -81,7 +90,7 @@ def compare(
         bool, typer.Option("--verbose", help="Let the libraries speak, on standard error.")
     ] = False,
 ) -> None:
-    """Gists beside their peers: quality against what is kept, on the same model and data.
+    """Compare gists with other ways to keep a prompt: quality against what is kept.
 
     The full prompt's cache, gists, no prompt, the first or last k tokens, the cache averaged into k
     slots, TF-IDF, LexRank and LLMLingua-2 extracts, presses of kvpress (`make kvpress`), and k
@@ -108,28 +117,64 @@ def compare(
     if methods and "trained" not in methods:
         refuse_given(context, "trained_limit", why="is for --methods trained; give that too")
 
-    from gistkit.cli.compare_model import Comparison, compare_model
+    if not verbose:
+        quiet_libraries()
+    from gistkit.cli.request import choose_device
+    from gistkit.compare import Options, markdown
+    from gistkit.compare import compare as compare_methods
+    from gistkit.model import GistModel
 
-    compare_model(
-        Comparison(
-            model=model,
-            precision=precision.value,
-            device=device.value,
-            cache_dir=cache_dir,
-            data=data,
-            split=split,
-            families=families,
-            methods=tuple(methods or ()),
-            budgets=tuple(dict.fromkeys(num_gist_tokens or ())),
-            limit=limit,
-            trained_limit=trained_limit,
-            lingua=lingua,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            seed=seed,
-        ),
-        out,
-        as_json=json,
-        force=force,
-        verbose=verbose,
+    loaded = GistModel.from_pretrained(
+        model, dtype=precision.value, device=choose_device(device.value), cache_dir=cache_dir
     )
+    rows = _read(loaded, data, split, families, limit)
+    options = Options(
+        methods=tuple(methods or ()),
+        budgets=tuple(dict.fromkeys(num_gist_tokens or ())),
+        trained_limit=trained_limit,
+        lingua=lingua,
+        cache_dir=cache_dir,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    about = {
+        "model": model,
+        "precision": precision.value,
+        "device": device.value,
+        "data": data,
+        "split": split,
+        "families": families,
+        "limit": limit,
+    }
+    with progress_bar() as progress:
+
+        def started(name: str, steps: int) -> Callable[[int], None]:
+            for task in progress.task_ids:
+                progress.remove_task(task)
+            return partial(progress.advance, progress.add_task(name, total=steps))
+
+        report = compare_methods(
+            loaded, rows[:limit], out, options, pool=rows[limit:], about=about, force=force,
+            progress=started,
+        )  # fmt: skip
+    emit(dumps(report, ensure_ascii=False) if json else markdown(report["leaderboard"]))
+
+
+def _read(
+    model: "GistModel", data: str, split: str | None, families: str | None, limit: int
+) -> "list[Example]":
+    """All examples there are, in the order in which they are answered (raises DataError)."""
+    from gistkit.data import tasks
+    from gistkit.evaluation.data import PREFIX, TASKS, read_validation
+
+    if data == TASKS:
+        trained = model.config.training.get("families")
+        known = trained if isinstance(trained, list) else [tasks.MIXED]
+        name = PREFIX + (split or "unseen").removeprefix(PREFIX)
+        return tasks.generate(families or "+".join(known), name, n=limit + POOL, seed=TASK_SEED)
+    if families is not None:
+        raise OptionError("--families belongs to the generated tasks; use --data tasks")
+    chosen = split or ("unseen" if Path(data).is_dir() else None)
+    (rows,) = read_validation(data, [chosen] if chosen else []).values()
+    return rows

@@ -1,26 +1,29 @@
-"""Gists beside their peers: other ways to keep an instruction, on the same model and data.
+"""Gists and other ways to keep an instruction, compared on the same model and data.
 
-    Method.prepare ──> what is kept ──> answers, time ──> Outcome ──> leaderboard, picture
+    Method.prepare ──> what is kept ──> answers, times ──> leaderboard, figure
+    method, methods                     measure            leaderboard            run: all of it
 
-One small file a method; `methods.py` lists them. All read the same model, and all keep the same
-kind of thing (a `Prefix`: activations at positions 0, 1, ...), so one path answers for all of them.
+One small file a method; `methods.py` lists them. All use the same model, and all keep a `Prefix`
+(activations at positions 0, 1, ...), so one path answers for all of them.
 """
 
 from gistkit.compare.leaderboard import leaderboard, markdown
+from gistkit.compare.measure import Outcome, Times, answer_all, take_times
 from gistkit.compare.method import Method, cached
 from gistkit.compare.methods import METHODS, Sources, build
-from gistkit.compare.run import Outcome, answer_all
-from gistkit.compare.timing import Times, take_times
+from gistkit.compare.run import Options, compare
 
 __all__ = [
     "METHODS",
     "Method",
+    "Options",
     "Outcome",
     "Sources",
     "Times",
     "answer_all",
     "build",
     "cached",
+    "compare",
     "leaderboard",
     "markdown",
     "take_times",

@@ -1,4 +1,4 @@
-"""Extraction: the sentences of an instruction that say most, in their order, within the budget.
+"""Extraction: the most telling sentences of an instruction, in their order, within the budget.
 
 TF-IDF    a sentence counts by its cosine similarity to the whole instruction
 LexRank   by PageRank on the graph of sentences, joined by their similarity (Erkan & Radev 2004)
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy
 
-from gistkit.compare.method import cached, instruction_ids
+from gistkit.compare.method import Method, cached, fits, instruction_ids, joined
 from gistkit.errors import MissingExtraError
 from gistkit.gist import Prefix
 from gistkit.model import GistModel
@@ -28,8 +28,8 @@ ROUNDS = 100
 
 
 @dataclass(frozen=True)
-class Extractive:
-    """See `Method`.
+class Extractive(Method):
+    """The cache of an extract; MissingExtraError without scikit-learn.
 
     Attributes:
         instructions: all of the data, which tell rare words from common ones.
@@ -38,16 +38,12 @@ class Extractive:
 
     instructions: tuple[str, ...]
     lexrank: bool = False
-    budgeted: bool = True
-    most_rows: int | None = None
 
     @property
     def name(self) -> str:
-        """See `Method`."""
         return "LexRank" if self.lexrank else "TF-IDF"
 
     def prepare(self, model: GistModel, instruction: str, budget: int) -> Prefix | None:
-        """The cache of the extract (raises MissingExtraError without scikit-learn)."""
         return cached(model, self.extract(model, instruction, budget))
 
     def extract(self, model: GistModel, instruction: str, budget: int) -> str:
@@ -55,21 +51,21 @@ class Extractive:
         if len(instruction_ids(model, instruction)) <= budget:
             return instruction
         parts = _PART.findall(instruction) or [instruction]
-        kept: dict[int, str] = {}
-        for place in self.ranked(parts):
-            if _fits(model, {**kept, place: parts[place]}, budget):
-                kept[place] = parts[place]
+        chosen: dict[int, str] = {}
+        for number in self.ranked(parts):
+            if fits(model, {**chosen, number: parts[number]}, budget):
+                chosen[number] = parts[number]
             else:
-                kept[place] = self._heaviest(model, parts[place], kept, place, budget)
+                chosen[number] = self._heaviest(model, parts[number], chosen, number, budget)
                 break
-        return _joined(kept)
+        return joined(chosen)
 
     def ranked(self, parts: Sequence[str]) -> list[int]:
         """Numbers of the parts, best first; equal ones in their order."""
         rows = self.vectorizer.transform([*parts, " ".join(parts)]).toarray()
         similar = rows @ rows.T  # rows are of length 1: cosines
         scores = pagerank(similar[:-1, :-1]) if self.lexrank else similar[-1, :-1]
-        return sorted(range(len(parts)), key=lambda place: -round(float(scores[place]), 9))
+        return sorted(range(len(parts)), key=lambda n: -round(float(scores[n]), 9))
 
     @cached_property
     def vectorizer(self) -> Any:
@@ -81,22 +77,22 @@ class Extractive:
         return TfidfVectorizer(token_pattern=WORD).fit(self.instructions)
 
     def _heaviest(
-        self, model: GistModel, part: str, kept: dict[int, str], place: int, budget: int
+        self, model: GistModel, part: str, chosen: dict[int, str], number: int, budget: int
     ) -> str:
-        """The heaviest words of `part` that fit beside what is kept, in their order."""
+        """The heaviest words of `part` that fit beside the chosen parts, in their order."""
         words = part.split()
         index, rarity = self.vectorizer.vocabulary_, self.vectorizer.idf_
 
         def weight(word: str) -> float:
             known = [index[w] for w in re.findall(WORD, word.lower()) if w in index]
-            return max((float(rarity[place]) for place in known), default=0.0)
+            return max((float(rarity[i]) for i in known), default=0.0)
 
-        chosen: dict[int, str] = {}
-        for number in sorted(range(len(words)), key=lambda n: -weight(words[n])):
-            more = {**chosen, number: words[number]}
-            if _fits(model, {**kept, place: _joined(more)}, budget):
-                chosen = more
-        return _joined(chosen)
+        heaviest: dict[int, str] = {}
+        for n in sorted(range(len(words)), key=lambda n: -weight(words[n])):
+            more = {**heaviest, n: words[n]}
+            if fits(model, {**chosen, number: joined(more)}, budget):
+                heaviest = more
+        return joined(heaviest)
 
 
 def pagerank(similar: Any) -> Any:
@@ -109,11 +105,3 @@ def pagerank(similar: Any) -> Any:
     for _ in range(ROUNDS):
         ranks = (1 - DAMPING) / n + DAMPING * ranks @ steps
     return ranks
-
-
-def _joined(kept: dict[int, str]) -> str:
-    return " ".join(kept[place].strip() for place in sorted(kept) if kept[place].strip())
-
-
-def _fits(model: GistModel, kept: dict[int, str], budget: int) -> bool:
-    return len(instruction_ids(model, _joined(kept))) <= budget

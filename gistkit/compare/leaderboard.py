@@ -9,20 +9,23 @@ that keeps little would be scored on more of them.
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from math import exp
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from gistkit.compare.run import Outcome
-from gistkit.compare.timing import Times
-from gistkit.metrics import (
-    clean,
-    exact_match_interval,
-    exact_matches,
-    rouge_scores,
-)
+from gistkit.compare.measure import Outcome, Times
+from gistkit.metrics import clean, exact_match_interval, exact_matches, rouge_scores
 from gistkit.prompts import Example
+from gistkit.report import error_bars, interval, new_figure, or_dash, save_figure, table
 from gistkit.stats import mean_interval, paired_difference, rate_interval
 
+MARKS = "osD^v<>PX*hdp8"
+PALETTE = (*range(0, 20, 2), *range(1, 20, 2))  # of tab20: strong colours first
+PANELS = {
+    "exact_match": "exact match [%]",
+    "rougeL": "ROUGE-L [%]",
+    "perplexity": "perplexity of the reference",
+}
 HEAD = (
     "method",
     "budget",
@@ -67,7 +70,7 @@ def leaderboard(
 
 
 def _seconds(outcome: Outcome, times: Times | None) -> dict[str, float | None]:
-    """Where nothing was taken in turn, the median while answering; or nothing."""
+    """Taken in turn; else the median while answering, and no first token."""
     prepare = None if times is None else times.prepare
     return {
         "prepare_seconds": median(outcome.prepare_seconds) if prepare is None else prepare,
@@ -129,7 +132,7 @@ def _entry(
 def _perplexity(
     outcome: Outcome, full: Outcome, rows: Sequence[int], seed: int
 ) -> tuple[list[float], list[float]]:
-    """That of these rows, and its ratio to the full prompt's: value, low, high; empty of none."""
+    """Of these rows, and its ratio to the full prompt's: value, low, high; empty without rows."""
     if not rows:
         return [], []
     tokens = [outcome.loss_tokens[row] for row in rows]
@@ -142,51 +145,83 @@ def _perplexity(
 
 def markdown(entries: Sequence[Mapping[str, Any]]) -> str:
     """The entries as a table, and a line for each that could not be run."""
-    lines = ["| " + " | ".join(HEAD) + " |", "|---|" + "---:|" * (len(HEAD) - 1)]
-    lines += ["| " + " | ".join(_cells(one)) + " |" for one in entries if not one["missing"]]
+    parts = [table(HEAD, (_cells(e) for e in entries if not e["missing"]), numbers=True)]
     scored, rows = entries[0]["perplexity_rows"], entries[0]["rows"]
     if scored < rows:
-        told = f"Perplexity: of the {scored} of {rows} rows that fit with their full prompt."
-        lines += ["", told]
+        parts.append(f"Perplexity: of the {scored} of {rows} rows that fit with their full prompt.")
     missing: dict[tuple[str, str], list[str]] = {}
-    for one in entries:
-        if one["missing"]:
-            missing.setdefault((one["method"], one["missing"]), []).append(str(one["budget"]))
-    for (method, why), budgets in missing.items():
-        lines += ["", f"{method}, budget {', '.join(budgets)}: not run: {why.rstrip('.')}."]
-    return "\n".join(lines) + "\n"
+    for entry in entries:
+        if entry["missing"]:
+            budgets = missing.setdefault((entry["method"], entry["missing"]), [])
+            budgets.append(str(entry["budget"]))
+    for (method, reason), budgets in missing.items():
+        parts.append(f"{method}, budget {', '.join(budgets)}: not run: {reason.rstrip('.')}.")
+    return "\n\n".join(parts) + "\n"
 
 
 def _cells(entry: Mapping[str, Any]) -> list[str]:
     difference, ratio = (entry["to_full_prompt"][name] for name in ("exact_match", "perplexity"))
     first = entry["first_token_seconds"]
+
+    def with_interval(name: str, form: str = ".1f") -> str:
+        value = entry[name]
+        return "-" if value is None else interval(value, entry["intervals"][name], form)
+
     return [
         entry["method"],
-        _or_dash(entry["budget"], "d"),
+        or_dash(entry["budget"], "d"),
         str(entry["rows"]),
         f"{entry['kept_entries']:.1f}",
         f"{entry['kept_bytes'] / 1024:.1f}",
-        _or_dash(entry["compression"], ".1f") + ("×" if entry["compression"] else ""),
-        _with_interval(entry, "exact_match"),
-        _interval(difference["difference"], difference["interval"], "+.1f"),
-        _with_interval(entry, "rougeL"),
-        _with_interval(entry, "perplexity", ".3g"),
-        "-" if ratio is None else _interval(ratio["ratio"], ratio["interval"], ".3g"),
+        f"{entry['compression']:.1f}×" if entry["compression"] else "-",
+        with_interval("exact_match"),
+        interval(difference["difference"], difference["interval"], "+.1f"),
+        with_interval("rougeL"),
+        with_interval("perplexity", ".3g"),
+        "-" if ratio is None else interval(ratio["ratio"], ratio["interval"], ".3g"),
         f"{1000 * entry['prepare_seconds']:.1f}",
         "-" if first is None else f"{1000 * first:.1f}",
     ]
 
 
-def _with_interval(entry: Mapping[str, Any], name: str, form: str = ".1f") -> str:
-    if entry[name] is None:
-        return "-"
-    return _interval(entry[name], entry["intervals"][name], form)
+def plot(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write exact match, ROUGE-L and perplexity against kept entries, with intervals, as PNG.
 
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        SaveError: the file cannot be written.
+    """
+    figure = new_figure(18, 4.5, extra="compare")
+    from matplotlib import colormaps
 
-def _interval(value: float, ends: Sequence[float], form: str) -> str:
-    low, high = ends
-    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
-
-
-def _or_dash(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+    colors = colormaps["tab20"]
+    shown = [entry for entry in entries if not entry["missing"]]
+    names = list(dict.fromkeys(entry["method"] for entry in shown))
+    for axes, (key, label) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        for number, name in enumerate(names):
+            line = sorted(
+                (e for e in shown if e["method"] == name and e[key] is not None),
+                key=lambda e: float(e["kept_entries"]),
+            )
+            values = [e[key] for e in line]
+            axes.errorbar(
+                [e["kept_entries"] for e in line],
+                values,
+                yerr=error_bars(values, [e["intervals"][key] for e in line]),
+                marker=MARKS[number % len(MARKS)],
+                color=colors(PALETTE[number % len(PALETTE)]),
+                capsize=2,
+                linewidth=1,
+                label=name,
+            )
+        axes.set_xlabel("cache entries kept of an instruction (mean)")
+        axes.set_ylabel(label)
+        if key == "perplexity":
+            axes.set_yscale("log")
+        else:  # all of the scale, or as much of it as is needed
+            top = max(e["intervals"][key][1] for e in shown) or 100.0
+            axes.set_ylim(-0.03 * top, 1.03 * top)
+        axes.grid(alpha=0.3)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)
+    save_figure(figure, path, dpi=130)

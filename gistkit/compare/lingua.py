@@ -1,7 +1,7 @@
 """LLMLingua-2 (Pan et al. 2024): a classifier says of each token whether it should stay.
 
 A word's probability is the mean over its tokens. The most probable words that fit in the budget are
-kept, in their order, and read as any shorter prompt.
+kept in their order, as a shorter prompt.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gistkit.compare.method import cached, instruction_ids
+from gistkit.compare.method import Method, cached, fits, instruction_ids, joined
 from gistkit.errors import OptionError
 from gistkit.gist import Prefix
 from gistkit.model import GistModel
@@ -22,8 +22,8 @@ STAY = 1  # the label of tokens to keep
 
 
 @dataclass(frozen=True)
-class Lingua:
-    """See `Method`.
+class Lingua(Method):
+    """The cache of the words that stay; OptionError where the classifier cannot be loaded.
 
     Attributes:
         path: a folder or hub id with a token classifier of two labels.
@@ -32,12 +32,9 @@ class Lingua:
 
     path: str = LINGUA
     cache_dir: str | None = None
-    name: str = "LLMLingua-2"
-    budgeted: bool = True
-    most_rows: int | None = None
+    name = "LLMLingua-2"
 
     def prepare(self, model: GistModel, instruction: str, budget: int) -> Prefix | None:
-        """The cache of the words that stay (raises OptionError where the classifier is not)."""
         return cached(model, self.shorten(model, instruction, budget))
 
     def shorten(self, model: GistModel, instruction: str, budget: int) -> str:
@@ -46,16 +43,16 @@ class Lingua:
             return instruction
         words = instruction.split()
         chances = self.chances(words)
-        kept: dict[int, str] = {}
-        for place in sorted(range(len(words)), key=lambda n: -chances[n]):
-            more = {**kept, place: words[place]}
-            if len(instruction_ids(model, _joined(more))) <= budget:
-                kept = more
-        return _joined(kept)
+        chosen: dict[int, str] = {}
+        for number in sorted(range(len(words)), key=lambda n: -chances[n]):
+            more = {**chosen, number: words[number]}
+            if fits(model, more, budget):
+                chosen = more
+        return joined(chosen)
 
     @torch.no_grad()
     def chances(self, words: Sequence[str]) -> list[float]:
-        """How probable it is of each word that it should stay (raises OptionError)."""
+        """The probability of each word that it should stay (raises OptionError)."""
         if isinstance(self._loaded, str):
             raise OptionError(self._loaded)
         classifier, tokenizer = self._loaded
@@ -90,7 +87,3 @@ class Lingua:
         if info["missing_keys"] or classifier.config.num_labels != 2:
             return f"{self.path} is no classifier of tokens to keep"
         return classifier.eval(), tokenizer
-
-
-def _joined(kept: dict[int, str]) -> str:
-    return " ".join(kept[place] for place in sorted(kept))

@@ -1,34 +1,34 @@
 """What a method is: an instruction in, what is kept of it out.
 
 A method that shortens text keeps the cache of the shorter prompt (`cached`); one that shortens the
-cache makes a `Prefix` of its own. To add one, write such a class and give it a line in
-`methods.METHODS`.
+cache makes a `Prefix` of its own, with keys at positions 0 .. k-1 (`pooling.rotation`). To add one,
+write such a class in a file of its own and give it a row in `methods.METHODS`.
 """
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from gistkit.gist import Prefix
 from gistkit.model import GistModel
 
 
-class Method(Protocol):
-    """One way to keep an instruction between answers."""
+class Method(ABC):
+    """One way to keep an instruction between answers.
+
+    Attributes:
+        budgeted: whether the budget changes what is kept.
+        most_rows: answer only so many rows, where preparing is slow; None: all of them.
+    """
+
+    budgeted = True
+    most_rows: int | None = None
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """As the leaderboard calls it."""
-        ...
 
-    @property
-    def budgeted(self) -> bool:
-        """Whether the budget changes what is kept."""
-        ...
-
-    @property
-    def most_rows(self) -> int | None:
-        """Answer only so many rows, where preparing takes long; None: all of them."""
-        ...
-
+    @abstractmethod
     def prepare(self, model: GistModel, instruction: str, budget: int) -> Prefix | None:
         """What is kept of `instruction`; None where that is nothing.
 
@@ -40,7 +40,6 @@ class Method(Protocol):
             OptionError: this model or this budget cannot be used; the message says why.
             PromptError: the instruction cannot be used.
         """
-        ...
 
 
 def cached(model: GistModel, text: str) -> Prefix | None:
@@ -54,21 +53,31 @@ def cached(model: GistModel, text: str) -> Prefix | None:
     return model.cache_prompt(text, num_gist_tokens=shortest_span(model))
 
 
+def shortest_span(model: GistModel) -> int:
+    """The fewest gist tokens that a prompt of this model was trained with."""
+    return min(model.config.num_gist_tokens, default=1)
+
+
 def instruction_ids(model: GistModel, text: str) -> list[int]:
-    """The ids of an instruction as they stand in its prompt, the template's own left out.
+    """The ids of an instruction as they are in its prompt, without the template's own.
 
     Encoded alone, a first word without a space before it may come out as more tokens.
     """
     if not text.strip():
         return []
     one, two = (model.encoder.instruction(mark, 1) for mark in ("-", "a"))
-    before = next(place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)
+    before = next(i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)
     pairs = zip(reversed(one), reversed(two), strict=False)
-    after = next(place for place, (a, b) in enumerate(pairs) if a != b)
+    after = next(i for i, (a, b) in enumerate(pairs) if a != b)
     ids = model.encoder.instruction(text, 1)
     return ids[before : len(ids) - after]
 
 
-def shortest_span(model: GistModel) -> int:
-    """The fewest gist tokens that a prompt of this model was trained with."""
-    return min(model.config.num_gist_tokens, default=1)
+def joined(pieces: Mapping[int, str]) -> str:
+    """Pieces of a text by their numbers, in order, as text."""
+    return " ".join(pieces[n].strip() for n in sorted(pieces) if pieces[n].strip())
+
+
+def fits(model: GistModel, pieces: Mapping[int, str], budget: int) -> bool:
+    """Whether the joined pieces have at most `budget` tokens."""
+    return len(instruction_ids(model, joined(pieces))) <= budget

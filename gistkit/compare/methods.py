@@ -1,22 +1,17 @@
-"""The methods by the names that `--methods` takes. To add one, give it a line here.
-
-Text compressors end in `cached(model, shorter)`; cache compressors make a `Prefix`, with its keys
-turned to positions 0 .. k-1 by `pooling.rotation`.
-"""
+"""The methods by name. A method is one file (see `method.py`) and one row here."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from gistkit.compare.extractive import Extractive
-from gistkit.compare.gist_tokens import GistTokens
 from gistkit.compare.lingua import LINGUA, Lingua
 from gistkit.compare.method import Method
+from gistkit.compare.modes import FullPrompt, GistTokens, NoPrompt
 from gistkit.compare.pooling import MeanPooling
 from gistkit.compare.presses import PRESSES, Press, Workers
 from gistkit.compare.trained import TrainedEntries
 from gistkit.compare.truncation import Truncation
-from gistkit.compare.whole import FullPrompt, NoPrompt
 from gistkit.errors import OptionError
 from gistkit.prompts import Example
 
@@ -28,7 +23,7 @@ class Sources:
     """What methods may learn from, beside the instruction itself.
 
     Attributes:
-        examples: what will be answered; only instructions and sources are looked at.
+        examples: what will be answered; only their instructions and sources are used.
         pool: other examples, for probe inputs.
         seed: of choices.
         most_trained: instructions for which entries are trained.
@@ -51,10 +46,6 @@ class Sources:
         return tuple(dict.fromkeys(e.instruction for e in (*self.examples, *self.pool)))
 
 
-def _press(name: str) -> Callable[[Sources], Method]:
-    return lambda sources: Press(name, sources.workers)
-
-
 METHODS: Mapping[str, Callable[[Sources], Method]] = MappingProxyType(
     {
         FULL: lambda sources: FullPrompt(),
@@ -66,7 +57,10 @@ METHODS: Mapping[str, Callable[[Sources], Method]] = MappingProxyType(
         "tfidf": lambda sources: Extractive(sources.instructions),
         "lexrank": lambda sources: Extractive(sources.instructions, lexrank=True),
         "llmlingua2": lambda sources: Lingua(sources.lingua, sources.cache_dir),
-        **{name: _press(name) for name in PRESSES},
+        **{
+            press: lambda sources, press=press: Press(press, sources.workers)  # type: ignore[misc]
+            for press in PRESSES
+        },
         "trained": lambda sources: TrainedEntries(
             sources.pool,
             {e.instruction: e.source for e in sources.examples},
@@ -85,5 +79,7 @@ def build(names: Sequence[str], sources: Sources) -> list[Method]:
     """
     for name in names:
         if name not in METHODS:
-            raise OptionError(f"there is no method {name!r}; choose of {', '.join(METHODS)}")
+            raise OptionError(
+                f"`methods`: there is no method {name!r}; choose of {', '.join(METHODS)}"
+            )
     return [METHODS[name](sources) for name in dict.fromkeys((FULL, *(names or METHODS)))]

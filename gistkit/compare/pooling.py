@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gistkit.compare.method import cached
+from gistkit.compare.method import Method, cached
 from gistkit.errors import OptionError
 from gistkit.gist import Prefix
 from gistkit.model import GistModel
@@ -26,20 +26,13 @@ from gistkit.model import GistModel
 Rotate = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class MeanPooling:
-    """See `Method`."""
+@dataclass(frozen=True)
+class MeanPooling(Method):
+    """k means of the full prompt's cache; OptionError where its keys cannot be turned."""
 
-    name: str = "mean pooling"
-    budgeted: bool = True
-    most_rows: int | None = None
+    name = "mean pooling"
 
     def prepare(self, model: GistModel, instruction: str, budget: int) -> Prefix | None:
-        """k means of the full prompt's cache.
-
-        Raises:
-            OptionError: the model rotates its keys in a way that cannot be undone here.
-        """
         full = cached(model, instruction)
         return None if full is None else pooled(full, budget, rotation(model))
 

@@ -67,10 +67,10 @@ def serve(folder: str, device: str) -> None:
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval().to(device)
     for line in sys.stdin:
-        asked = json.loads(line)
-        ids = asked["ids"]
+        request = json.loads(line)
+        ids = request["ids"]
         try:
-            kept = compress(model, ids, press_of(asked["press"], len(ids), asked["keep"]))
+            kept = compress(model, ids, press_of(request["press"], len(ids), request["keep"]))
             answer = {"tensors": b64encode(save(kept)).decode()}
         # a press that does not know this model fails in ways of its own
         except (AssertionError, AttributeError, ValueError, RuntimeError, TypeError) as error:

@@ -2,9 +2,9 @@
 
     ids ──> press_worker.py, with an older transformers ──> k entries a head ──> slots 0 .. k-1
 
-kvpress goes on reading at the prompt's length n, over entries at the positions they had. Attention
-sees only differences of positions, so keys turned by k - n and an input at k are the same thing,
-and what is kept is a prefix like any other.
+kvpress then reads at the prompt's length n, over entries at the positions they had. Attention sees
+only differences of positions, so keys turned by k - n and an input at k are the same thing, and
+what is kept is a prefix like any other.
 
 The prompt ends before its gist tokens: they hold the instruction, and a press that kept one would
 be a gist by another name.
@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from gistkit.compare.method import cached, shortest_span
+from gistkit.compare.method import Method, cached, shortest_span
 from gistkit.compare.pooling import Rotate, rotation
 from gistkit.errors import OptionError
 from gistkit.gist import Prefix
@@ -43,13 +43,13 @@ PRESSES: Mapping[str, str] = MappingProxyType(
         "expected": "expected attention",
     }
 )
-PLACE = "GISTKIT_KVPRESS"
+FOLDER_VARIABLE = "GISTKIT_KVPRESS"
 WORKER = Path(__file__).with_name("press_worker.py")
 
 
 @dataclass(frozen=True)
-class Press:
-    """See `Method`.
+class Press(Method):
+    """The entries that a press keeps; OptionError without kvpress, or where it fails.
 
     Attributes:
         press: one of PRESSES.
@@ -58,20 +58,12 @@ class Press:
 
     press: str
     worker: "Callable[[GistModel], Worker]"
-    budgeted: bool = True
-    most_rows: int | None = None
 
     @property
     def name(self) -> str:
-        """See `Method`."""
         return f"kvpress: {PRESSES[self.press]}"
 
     def prepare(self, model: GistModel, instruction: str, budget: int) -> Prefix | None:
-        """The entries that the press keeps; the whole prompt's cache where the budget allows it.
-
-        Raises:
-            OptionError: kvpress is not installed, or cannot be used with this model.
-        """
         if not instruction.strip():
             return None
         span = shortest_span(model)
@@ -90,7 +82,7 @@ class Press:
 
 
 class Workers:
-    """Starts the worker when a press first needs it, and anew for another model.
+    """Starts the worker when a press first needs it, and another one for another model.
 
     Args:
         folder: where `make kvpress` put kvpress and its transformers; default: $GISTKIT_KVPRESS,
@@ -98,7 +90,7 @@ class Workers:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or Path(os.environ.get(PLACE, ".kvpress"))
+        self.folder = folder or Path(os.environ.get(FOLDER_VARIABLE, ".kvpress"))
         self._worker: Worker | None = None
 
     def __call__(self, model: GistModel) -> "Worker":
@@ -111,19 +103,19 @@ class Workers:
 
 
 class Worker:
-    """A process with kvpress and a copy of a model; it ends when nobody needs it any more."""
+    """A process with kvpress and a copy of a model; it ends when this object is collected."""
 
     def __init__(self, folder: Path, model: GistModel) -> None:
         self.fingerprint = model.fingerprint
         self._device = model.device
         self._rotate: Rotate = rotation(model)
-        place = tempfile.TemporaryDirectory(prefix="gistkit-kvpress-")
-        model.hf_model.save_pretrained(place.name)
-        self._errors = Path(place.name) / "errors.txt"
+        copy = tempfile.TemporaryDirectory(prefix="gistkit-kvpress-")
+        model.hf_model.save_pretrained(copy.name)
+        self._errors = Path(copy.name) / "errors.txt"
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
-                # -P: the worker's own folder is no place to import from
-                [sys.executable, "-P", str(WORKER), place.name, str(model.device)],
+                # -P: nothing is imported from the worker's own folder
+                [sys.executable, "-P", str(WORKER), copy.name, str(model.device)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -131,7 +123,7 @@ class Worker:
                 env=os.environ | {"PYTHONPATH": str(folder.resolve()), "HF_HUB_OFFLINE": "1"},
                 start_new_session=True,  # Ctrl-C is for us; the worker then ends with its input
             )
-        weakref.finalize(self, _stop, self._process, place)
+        weakref.finalize(self, _stop, self._process, copy)
 
     def keep(self, press: str, ids: list[int], entries: int) -> dict[str, Tensor]:
         """The entries a press keeps of a prompt, keys at slots 0 .. (raises OptionError)."""
@@ -146,27 +138,27 @@ class Worker:
             for tensor in (kept.to(self._device),)
         }
 
-    def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        asked, answers = self._process.stdin, self._process.stdout
-        assert asked is not None and answers is not None
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        requests, answers = self._process.stdin, self._process.stdout
+        assert requests is not None and answers is not None
         try:
-            asked.write(json.dumps(question) + "\n")
-            asked.flush()
+            requests.write(json.dumps(request) + "\n")
+            requests.flush()
             answer = answers.readline()
         except BrokenPipeError:
             answer = ""
         if not answer:
-            said = self._errors.read_text(encoding="utf-8", errors="replace").split("\n")
-            last = next((line for line in reversed(said) if line.strip()), "no reason given")
+            lines = self._errors.read_text(encoding="utf-8", errors="replace").split("\n")
+            last = next((line for line in reversed(lines) if line.strip()), "no reason given")
             raise OptionError(f"kvpress stopped: {last.strip()}; make kvpress")
         found: dict[str, Any] = json.loads(answer)
         return found
 
 
-def _stop(process: "subprocess.Popen[str]", place: "tempfile.TemporaryDirectory[str]") -> None:
+def _stop(process: "subprocess.Popen[str]", copy: "tempfile.TemporaryDirectory[str]") -> None:
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with suppress(BrokenPipeError):  # it stopped by itself
                 pipe.close()
     process.wait()
-    place.cleanup()
+    copy.cleanup()

@@ -1,177 +1,176 @@
-"""Answer all examples by one method under one budget; measure what is kept and how long it takes.
+"""A comparison: answer by every method and budget, write the leaderboard after each, and resume.
 
-Every example is prepared alone, as a server would prepare a new instruction; answers come in
-batches. Rows in which nothing is kept are answered without a prefix.
+The report is its own journal: a run with the same options takes the outcomes that compare.json
+holds, and answers only by the methods that are not there or could not be run.
 """
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-import torch
-
-from gistkit.compare.method import Method
-from gistkit.errors import OptionError
-from gistkit.gist import Prefix
+from gistkit.compare.leaderboard import leaderboard, markdown, plot
+from gistkit.compare.lingua import LINGUA
+from gistkit.compare.measure import Outcome, Times, answer_all, take_times
+from gistkit.compare.methods import Sources, build
+from gistkit.errors import SaveError
+from gistkit.files import write_text
+from gistkit.metrics import rouge
 from gistkit.model import GistModel
-from gistkit.prompts import EncodedExample, Example
+from gistkit.prompts import Example
+from gistkit.report import machine, record
+
+NAME = "compare"
+PACKAGES = ("gistkit", "torch", "transformers", "rouge-score", "numpy", "scikit-learn")
+TIMED = 20  # rows on which times are taken
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a method made of the first examples; sequences hold one value a row.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to compare.
 
     Attributes:
-        method: its name.
-        budget: k; None where it has none.
-        missing: why this model or budget cannot be used; "" where it can.
-        answers: greedy.
-        kept_entries: cache entries kept, the template's included.
-        kept_bytes: their memory.
-        prepare_seconds: to make them.
-        answer_seconds: a row's share of its batch.
-        loss: of the reference, nats, summed over `loss_tokens` tokens.
-        loss_tokens: 0 where a row is too long to be scored, or its output merges with its prompt.
+        methods: names of `METHODS`; empty: all. The full prompt is always there.
+        budgets: k of every method; empty: the model's default number of gist tokens.
+        trained_limit: rows for which entries are trained.
+        lingua: folder or hub id of LLMLingua-2's classifier.
+        cache_dir: where downloads go.
+        max_new_tokens, batch_size: of the answers.
+        seed: of intervals and probes.
     """
 
-    method: str
-    budget: int | None
-    missing: str = ""
-    answers: Sequence[str] = ()
-    kept_entries: Sequence[int] = ()
-    kept_bytes: Sequence[int] = ()
-    prepare_seconds: Sequence[float] = ()
-    answer_seconds: Sequence[float] = ()
-    loss: Sequence[float] = ()
-    loss_tokens: Sequence[int] = ()
-
-    def fits(self, rows: int) -> bool:
-        """Whether it holds a value of every kind for each of its rows, at most `rows` and some."""
-        count = len(self.answers)
-        numbers = (
-            self.kept_entries, self.kept_bytes, self.prepare_seconds, self.answer_seconds,
-            self.loss, self.loss_tokens,
-        )  # fmt: skip
-        return (
-            0 < count <= rows
-            and all(isinstance(answer, str) for answer in self.answers)
-            and all(len(values) == count for values in numbers)
-            and all(isinstance(value, int | float) for values in numbers for value in values)
-        )
+    methods: tuple[str, ...] = ()
+    budgets: tuple[int, ...] = ()
+    trained_limit: int = 10
+    lingua: str = LINGUA
+    cache_dir: str | None = None
+    max_new_tokens: int = 128
+    batch_size: int = 8
+    seed: int = 0
 
 
-def answer_all(
+def compare(
     model: GistModel,
     examples: Sequence[Example],
-    method: Method,
-    budget: int,
+    out: Path,
+    options: Options,
     *,
-    batch_size: int = 8,
-    max_new_tokens: int = 128,
-    done: Callable[[int], object] = lambda rows: None,
-) -> Outcome:
-    """Prepare and answer every example, or the method's `most_rows` first ones.
+    pool: Sequence[Example] = (),
+    about: Mapping[str, Any],
+    force: bool = False,
+    progress: Callable[[str, int], Callable[[int], object]] = lambda name, rows: lambda done: None,
+) -> dict[str, Any]:
+    """Answer `examples` by every method, and write compare.json, compare.md and compare.png.
 
     Args:
-        done: called with the number of rows just prepared or answered; each counts twice.
+        out: the folder they go to.
+        pool: other examples, whose inputs are probes; default: those that are answered.
+        about: JSON values that describe model and data: `model` and `data` are in the heading, and
+            all must be the same for a run to resume.
+        force: replace a comparison with other options.
+        progress: called with a method's name and the number of its steps before it begins; returns
+            what to call with the number of steps done.
+
+    Returns:
+        What compare.json holds.
 
     Raises:
-        OptionError: an encoder-decoder: it has no prompt cache to compare with.
-        PromptError: an example cannot be a prompt.
+        OptionError: there is no such method, or the model is an encoder-decoder.
+        MissingExtraError: rouge_score, scikit-learn or matplotlib is not installed.
+        SaveError: `out` holds another comparison, or cannot be written.
     """
-    if not model.adapter.can_cache_prompts:
-        raise OptionError("compare needs a decoder-only model: this one cannot cache a prompt")
-    rows = examples[: method.most_rows]
-    kept: list[Prefix | None] = []
-    seconds: list[float] = []
-    shown = budget if method.budgeted else None
-    for example in rows:
-        start = time.perf_counter()
-        try:
-            kept.append(method.prepare(model, example.instruction, budget))
-        except OptionError as error:  # this k was not trained, these keys cannot be turned
-            return Outcome(method.name, shown, missing=str(error))
-        seconds.append(time.perf_counter() - start)
-        done(1)
-    answers, took = [""] * len(rows), [0.0] * len(rows)
-    losses, tokens = [0.0] * len(rows), [0] * len(rows)
-    encoded = model.encoder.examples(rows)
-    for batch in _batches(model, rows, kept, batch_size):
-        start = time.perf_counter()
-        prefix = _stacked([kept[row] for row in batch])
-        found = _answer(model, [rows[row].input for row in batch], prefix, max_new_tokens)
-        share = (time.perf_counter() - start) / len(batch)
-        scored = _loss(model, [encoded[row] for row in batch], prefix)
-        for row, answer, (loss, count) in zip(batch, found, scored, strict=True):
-            answers[row], took[row], losses[row], tokens[row] = answer, share, loss, count
-        done(len(batch))
-    return Outcome(
-        method=method.name,
-        budget=shown,
-        answers=answers,
-        kept_entries=[0 if one is None else one.num_tokens for one in kept],
-        kept_bytes=[0 if one is None else one.num_bytes for one in kept],
-        prepare_seconds=seconds,
-        answer_seconds=took,
-        loss=losses,
-        loss_tokens=tokens,
+    rouge(["a"], ["a"])  # complain before answering that rouge_score is not installed
+    sources = Sources(
+        examples,
+        pool or examples,
+        seed=options.seed,
+        most_trained=options.trained_limit,
+        lingua=options.lingua,
+        cache_dir=options.cache_dir,
     )
+    budgets = options.budgets or (model.config.default_k,)
+    runs = [
+        (method, budget)
+        for method in build(options.methods, sources)
+        for budget in (budgets if method.budgeted else budgets[:1])
+    ]
+    settings = {**about, **asdict(options), "fingerprint": model.fingerprint}
+    config: dict[str, Any] = json.loads(json.dumps(settings))
+    path = out / f"{NAME}.json"
+    known = {
+        (outcome.method, outcome.budget): outcome
+        for outcome in ([] if force else _read(path, config, len(examples)))
+        if not outcome.missing  # what was missing may be installed by now
+    }
+    outcomes: list[Outcome] = []
+    for method, budget in runs:
+        outcome = known.get((method.name, budget if method.budgeted else None))
+        if outcome is None:
+            outcome = answer_all(
+                model,
+                examples,
+                method,
+                budget,
+                batch_size=options.batch_size,
+                max_new_tokens=options.max_new_tokens,
+                done=progress(f"{method.name}, {budget}", 2 * len(examples[: method.most_rows])),
+            )
+            _write(_report(model, [*outcomes, outcome], examples, config), out)
+        outcomes.append(outcome)
+    report = _report(model, outcomes, examples, config, take_times(model, examples[:TIMED], runs))
+    _write(report, out)
+    return report
 
 
-def _batches(
-    model: GistModel, rows: Sequence[Example], kept: Sequence[Prefix | None], size: int
-) -> list[list[int]]:
-    """Row numbers, those of like length together; rows with and without a prefix apart."""
-    lengths = [len(model.encoder.input(example.input)) for example in rows]
-    batches = []
-    for bare in (False, True):
-        these = [row for row in range(len(rows)) if (kept[row] is None) == bare]
-        these.sort(key=lengths.__getitem__)
-        batches += [these[i : i + size] for i in range(0, len(these), size)]
-    return batches
+def _read(path: Path, config: Mapping[str, Any], rows: int) -> list[Outcome]:
+    """Outcomes of an earlier run (raises SaveError where it had other options)."""
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["config"] != config:
+            raise ValueError("other options")
+        outcomes = [Outcome(**outcome) for outcome in found["outcomes"]]
+        for outcome in outcomes:
+            if not outcome.missing and not outcome.is_whole(rows):
+                raise ValueError(f"{outcome.method}: rows are missing")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise SaveError(
+            f"{path} is of another comparison, or damaged; choose another `out`, or pass "
+            "`force=True`"
+        ) from error
+    return outcomes
 
 
-def _stacked(kept: Sequence[Prefix | None]) -> Prefix | None:
-    """One batch of them; a gist is a prefix like the others."""
-    whole = [one for one in kept if one is not None]
-    return type(whole[0]).stack(whole) if whole else None
+def _report(
+    model: GistModel,
+    outcomes: Sequence[Outcome],
+    examples: Sequence[Example],
+    config: Mapping[str, Any],
+    times: Sequence[Times | None] = (),
+) -> dict[str, Any]:
+    return {
+        **record(NAME, packages=PACKAGES),
+        "command": shlex.join(["gistkit", *sys.argv[1:]]),
+        "hardware": machine(model.device),
+        "seed": config["seed"],
+        "config": config,
+        "rows": len(examples),
+        "leaderboard": leaderboard(outcomes, examples, times=times, seed=config["seed"]),
+        "outcomes": [asdict(outcome) for outcome in outcomes],
+    }
 
 
-def _answer(
-    model: GistModel, inputs: Sequence[str], prefix: Prefix | None, max_new_tokens: int
-) -> list[str]:
-    limit = model.adapter.max_positions
-    if limit is not None:
-        taken = max(len(model.encoder.input(text)) for text in inputs)
-        taken += 0 if prefix is None else prefix.num_tokens
-        max_new_tokens = min(max_new_tokens, limit - taken)
-    if max_new_tokens < 1:
-        return [""] * len(inputs)
-    return model.generate(list(inputs), prefix, max_new_tokens=max_new_tokens)
-
-
-@torch.no_grad()
-def _loss(
-    model: GistModel, rows: Sequence[EncodedExample | None], prefix: Prefix | None
-) -> list[tuple[float, int]]:
-    """Cross-entropy of each row's output in nats, and its tokens."""
-    kept = 0 if prefix is None else prefix.num_tokens
-    limit = model.adapter.max_positions
-    ids = [[] if row is None else row.input + row.completion for row in rows]
-    fits = [bool(one) and (limit is None or kept + len(one) <= limit) for one in ids]
-    chosen = [place for place, fit in enumerate(fits) if fit]
-    found = [(0.0, 0)] * len(rows)
-    if not chosen:
-        return found
-    if prefix is not None:
-        prefix = prefix.select(torch.tensor(chosen))
-    padded, padding = model.pad([ids[place] for place in chosen])
-    output = model.adapter.read(padded, padding, prefix, gist_id=model.gist_id)
-    logits = output["logits"][:, :-1].float().log_softmax(-1)
-    right = logits.gather(-1, padded[:, 1:, None])[..., 0]
-    for number, place in enumerate(chosen):
-        row = rows[place]
-        assert row is not None
-        count = len(row.completion)
-        found[place] = (-float(right[number, -count:].sum()), count)
-    return found
+def _write(report: Mapping[str, Any], out: Path) -> None:
+    config = report["config"]
+    head = (
+        f"# Ways to keep an instruction: {config['model']} on {config['data']}\n\n"
+        f"{report['rows']} examples, greedy; 95 % intervals; {report['date'][:10]}. "
+        f"How to read it: docs/compare.md.\n\n    {report['command']}\n\n"
+    )
+    write_text(out / f"{NAME}.json", json.dumps(report, ensure_ascii=False) + "\n")
+    write_text(out / f"{NAME}.md", head + markdown(report["leaderboard"]))
+    plot(report["leaderboard"], out / f"{NAME}.png")

@@ -15,16 +15,16 @@ from random import Random
 import torch
 from torch import Tensor
 
-from gistkit.compare.method import cached
+from gistkit.compare.method import Method, cached
 from gistkit.fidelity.reading import Prompt, read_along
 from gistkit.gist import Prefix
 from gistkit.model import GistModel
 from gistkit.prompts import Example
 
 
-@dataclass(frozen=True, slots=True)
-class TrainedEntries:
-    """See `Method`.
+@dataclass(frozen=True)
+class TrainedEntries(Method):
+    """k trained entries at positions 0 .. k-1; PromptError where the probes do not fit.
 
     Attributes:
         pool: examples whose inputs are probes, never their outputs.
@@ -45,11 +45,9 @@ class TrainedEntries:
     rate: float = 0.1
     max_new_tokens: int = 48
     seed: int = 0
-    name: str = "trained KV"
-    budgeted: bool = True
+    name = "trained KV"
 
     def prepare(self, model: GistModel, instruction: str, budget: int) -> Prefix | None:
-        """k trained entries at positions 0 .. k-1 (raises PromptError where probes do not fit)."""
         full = cached(model, instruction)
         if full is None:
             return None

@@ -2,30 +2,22 @@
 
 from dataclasses import dataclass
 
-from gistkit.compare.method import cached, instruction_ids
+from gistkit.compare.method import Method, cached, instruction_ids
 from gistkit.gist import Prefix
 from gistkit.model import GistModel
 
 
-@dataclass(frozen=True, slots=True)
-class Truncation:
-    """See `Method`.
-
-    Attributes:
-        last: keep the end instead of the beginning.
-    """
+@dataclass(frozen=True)
+class Truncation(Method):
+    """The cache of the instruction's beginning, or of its end."""
 
     last: bool = False
-    budgeted: bool = True
-    most_rows: int | None = None
 
     @property
     def name(self) -> str:
-        """See `Method`."""
         return "last tokens" if self.last else "first tokens"
 
     def prepare(self, model: GistModel, instruction: str, budget: int) -> Prefix | None:
-        """The cache of the instruction, cut."""
         return cached(model, cut(model, instruction, budget, last=self.last))
 
 
@@ -34,9 +26,9 @@ def cut(model: GistModel, text: str, tokens: int, *, last: bool = False) -> str:
     ids = instruction_ids(model, text)
     if len(ids) <= tokens:
         return text
-    # written as text, a piece may come out as more tokens than it was: then one less
-    for kept in range(tokens, 0, -1):
-        piece = ids[-kept:] if last else ids[:kept]
+    # as text, a piece may come out as more tokens than it was: then one less
+    for count in range(tokens, 0, -1):
+        piece = ids[-count:] if last else ids[:count]
         shorter = str(model.tokenizer.decode(piece)).strip()
         if len(instruction_ids(model, shorter)) <= tokens:
             return shorter

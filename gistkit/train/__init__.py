@@ -39,7 +39,7 @@ def run_config(raw: Mapping[str, Any]) -> dict[str, float]:
     config = parse_config(raw)
     if not (raw.get("training") or {}).get("do_benchmarking"):
         return run(config, make_evaluate)
-    from gistkit.paper.benchmarking import benchmark_run
+    from gistkit.paper.benchmark import benchmark_run
 
     without_evaluation = replace(config, hf={**config.hf, "do_eval": False})
     results = run(without_evaluation, make_evaluate) if config.hf.get("do_train") else {}

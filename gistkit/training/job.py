@@ -11,11 +11,9 @@ Files in the output folder, beside the Trainer's checkpoints: `train_results.jso
 import dataclasses
 import json
 import logging
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +29,11 @@ from gistkit.data.sets import read_splits
 from gistkit.data.tokenized import TokenizedRows, tokenize_rows
 from gistkit.errors import DataError, OptionError, SaveError
 from gistkit.files import write_text
+from gistkit.metrics import METRICS
 from gistkit.model import GistModel
 from gistkit.models import loading
 from gistkit.prompts import Example
+from gistkit.report import PACKAGES, versions
 from gistkit.training import checkpoints
 from gistkit.training.arguments import TrainingConfig
 from gistkit.training.distributed import first_does, leave_at_exit, without_zero3
@@ -46,10 +46,6 @@ from gistkit.training.trainer import Evaluate, GistTrainer
 
 MakeEvaluate = Callable[[Mapping[str, Sequence[Example]], TrainingConfig, Path], Evaluate]
 SCHEMA_VERSION = 1
-METRICS = (
-    "loss", "perplexity", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "words",
-    "gen_len",
-)  # fmt: skip
 RECORDED = ("max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size",
             "gradient_accumulation_steps", "lr_scheduler_type")  # fmt: skip
 log = logging.getLogger(__name__)
@@ -264,11 +260,10 @@ def fit(opened: Run, trainer: GistTrainer) -> dict[str, float]:
 
 def write_run_file(opened: Run) -> None:
     """`run.json`: the configuration, versions and seed."""
-    packages = ("gistkit", "torch", "transformers", "tokenizers", "accelerate")
     content = {
         "schema_version": SCHEMA_VERSION,
         "seed": opened.args.seed,
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "versions": versions((*PACKAGES, "accelerate")),
         "config": opened.settings,
     }
     write_text(opened.folder / checkpoints.RUN_FILE, json.dumps(content, indent=2) + "\n")

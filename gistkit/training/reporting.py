@@ -27,14 +27,16 @@ from transformers import TrainerCallback, TrainerState
 from transformers.integrations.integration_utils import TensorBoardCallback, WandbCallback
 
 from gistkit.errors import MissingExtraError, SaveError
-from gistkit.files import write_atomically, write_text
+from gistkit.files import write_text
+from gistkit.metrics import METRICS
+from gistkit.report import new_figure, save_figure
 from gistkit.training.arguments import TrainingConfig
 
 LOG_NAME = "train_log.jsonl"
 PLOT_NAME = "training.png"
 SHORT = {"learning_rate": "lr", "num_input_tokens_seen": "tokens"}
-SHOWN_SCORES = ("loss", "rougeL", "exact_match")
-"""What a line on the terminal shows of a split; the log file has all scores."""
+HEADLINES = [metric.name for metric in METRICS.values() if metric.headline]
+"""What terminal and picture show of a split; the log file has all scores."""
 STEP = "train/global_step"
 Line = dict[str, Any]
 Points = list[tuple[int, float]]
@@ -235,7 +237,7 @@ def score_lines(logs: Mapping[str, Any]) -> list[str]:
     splits: dict[str, list[str]] = {}
     for name, value in logs.items():
         _, split, metric = (*name.split("_", 2), "", "")[:3]
-        if name.startswith("eval_") and metric in SHOWN_SCORES:
+        if name.startswith("eval_") and metric in HEADLINES:
             splits.setdefault(split, []).append(f"{metric} {value:.4f}")
     return [f"{split}: {'  '.join(scores)}" for split, scores in splits.items()]
 
@@ -377,14 +379,15 @@ def plot_curves(log_file: Path) -> Path | None:
     losses = {"training": _points(lines, "loss")} | _curves(lines, "loss")
     scores = {
         f"{split} {metric}": points
-        for metric in ("rougeL", "exact_match")
+        for metric in HEADLINES
+        if metric != "loss"
         for split, points in _curves(lines, metric).items()
     }
     if not any(losses.values()):
         return None
     try:
-        return _write_figure(losses, scores, log_file.with_name(PLOT_NAME))
-    except (ImportError, SaveError) as error:
+        return write_figure(losses, scores, log_file.with_name(PLOT_NAME))
+    except (MissingExtraError, SaveError) as error:
         log.warning("no %s: %s", PLOT_NAME, error)
         return None
 
@@ -404,13 +407,10 @@ def _curves(lines: Sequence[Line], metric: str) -> dict[str, Points]:
     }
 
 
-def _write_figure(losses: dict[str, Points], scores: dict[str, Points], path: Path) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a screen
-    axes: Any = figure.subplots(1, 2)
+def write_figure(losses: Mapping[str, Points], scores: Mapping[str, Points], path: Path) -> Path:
+    """Losses on the left, scores on the right, by name (raises SaveError, MissingExtraError)."""
+    figure = new_figure(10, 4)
+    axes = figure.subplots(1, 2)
     for axis, curves in zip(axes, (losses, scores), strict=True):
         for name, points in curves.items():
             if points:
@@ -420,4 +420,4 @@ def _write_figure(losses: dict[str, Points], scores: dict[str, Points], path: Pa
             axis.legend(fontsize="small")
     axes[0].set(xlabel="step", ylabel="loss (nats a token)")
     axes[1].set(xlabel="step", ylabel="score (%)")
-    return write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
+    return save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""Every benchmark runs at toy size, compares equals, and shows the full-prompt cache."""
+"""Every experiment runs at toy size, compares equals, and shows the cached prompt."""
 
 import json
 import sys
@@ -12,7 +12,6 @@ import torch
 
 from experiments import __main__ as program
 from experiments.command import spawn
-from experiments.protocol import Timing
 from experiments.report import SCHEMA_VERSION, Case, Comparison, Options, to_json, to_markdown
 from experiments.subject import (
     TINY,
@@ -22,6 +21,8 @@ from experiments.subject import (
     make_instructions,
     make_model,
 )
+from gistkit.baselines import CACHED, FULL, MODES
+from gistkit.timing import Timing
 
 
 @pytest.fixture
@@ -52,9 +53,9 @@ def test_a_theme_runs_and_writes_its_result(
     assert result["config"]["threads"] == 1
     assert result["versions"]["torch"] == torch.__version__
     assert result["cases"]
-    # What every comparison must show: a cache of the full prompt; in training, what it is beside.
+    # What every comparison must show: the cached prompt; in training, what it is compared with.
     beside = {"training": "padded", "condition": "pos_control"}
-    full = beside.get(theme, "full-prompt cache")
+    full = beside.get(theme, CACHED)
     for case in result["cases"]:
         assert any(full in side for side in case["samples_s"]), case["name"]
         for clocks in case["samples_s"].values():
@@ -79,14 +80,14 @@ def test_the_published_shape_has_as_many_parameters_as_the_published_model() -> 
 
 
 def test_answers_have_exactly_the_tokens_asked_for(request_of_two: Request) -> None:
-    for mode in ("no reuse", "full-prompt cache", "gist", "no prompt"):
+    for mode in MODES:
         answers = request_of_two.answer(mode, 9)
         assert [len(answer.split()) for answer in answers] == [9, 9]
 
 
 def test_the_check_accepts_right_answers(request_of_two: Request) -> None:
     assert set(request_of_two.check(5)) == {
-        "full-prompt cache = no reuse",
+        f"{CACHED} = {FULL}",
         "gist = masked full pass",
     }
 
@@ -99,7 +100,7 @@ def test_the_check_refuses_another_instructions_gist(request_of_two: Request) ->
 
 def test_the_check_refuses_another_instructions_cache(request_of_two: Request) -> None:
     cache = type(request_of_two.cache).stack([request_of_two.cache[1], request_of_two.cache[0]])
-    with pytest.raises(AssertionError, match="no reuse"):
+    with pytest.raises(AssertionError, match="cached and the full prompt"):
         _with(request_of_two, cache=cache).check(20)
 
 
@@ -130,7 +131,7 @@ def test_a_report_shows_ratios_and_verdicts() -> None:
     samples = {
         "no prompt": [Timing(1, 1)] * 4,
         "gist": [Timing(1.01, 1.2)] * 4,
-        "full-prompt cache": [Timing(2, 2)] * 4,
+        CACHED: [Timing(2, 2)] * 4,
     }
     case = Case("batch 1", "no prompt", samples, [Comparison("gist", "no prompt", 1.03)])
     context: dict[str, Any] = {

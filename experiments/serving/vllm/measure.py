@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.protocol import median_ratio, quantile
 from experiments.report import hardware, versions
 from experiments.serving.vllm.engine import Asked, Prompt, Watched, ask, ask_all, engine, watched
 from experiments.serving.vllm.loads import AXES, BLOCK, BLOCKS, QUICK, K, Load, along
 from gistkit.files import write_text
 from gistkit.gist import instruction_hash
 from gistkit.model import GistModel
+from gistkit.stats import median_ratio, quantile
 from gistkit.store import GistKey, GistStore
 from gistkit.testing import tiny_gist_model
 

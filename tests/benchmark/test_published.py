@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gistkit.benchmark.examples import run_examples
-from gistkit.benchmark.rows import GIST, INSTRUCTION, STANDARD
+from gistkit.benchmark.files import GIST, INSTRUCTION, STANDARD
 from gistkit.errors import GistkitError, MissingExtraError, OptionError
 from gistkit.models import decoder
 from gistkit.prompts import Example
@@ -66,7 +66,7 @@ def test_the_published_file(llama: Path, tmp_path: Path, as_json: AsJson) -> Non
         whole, new, span, index = (int(row[name]) for name in PUBLISHED[1:5])
         assert (span, index + span + new) == (2, whole)
         assert row["first_run"] in ("standard", "gist")
-    found = as_json("report", tmp_path / "b.csv")["files"][0]["ways"]["gist"]
+    found = as_json("report", tmp_path / "b.csv")["files"][0]["modes"]["gist"]
     assert found["costs"]["flops"]["reduction"] == results["benchmark_flops_reduction"] > 0
     assert not (tmp_path / "out" / "eval_results.json").exists()
 
@@ -78,7 +78,7 @@ def test_instruction_caching_is_known_by_its_span(
     rows = read(tmp_path / "b.csv")
     assert {row["model"] for row in rows} == {"standard", "gist"}
     assert {row["gist_index"] for row in rows} == {"0"}
-    assert list(as_json("report", tmp_path / "b.csv")["files"][0]["ways"]) == ["instruction"]
+    assert list(as_json("report", tmp_path / "b.csv")["files"][0]["modes"]) == ["instruction"]
 
 
 def test_after_training(tmp_path: Path) -> None:
@@ -119,11 +119,11 @@ def test_a_failed_sanity_check_ends_the_run(
         run_config(raw(llama, tmp_path, do_benchmarking_sanity_checks=True))
 
 
-def test_three_ways_in_one_run() -> None:
+def test_three_modes_in_one_run() -> None:
     model = tiny_gist_model("llama", num_gist_tokens=2)
-    ways = (STANDARD, INSTRUCTION, GIST)
-    found = list(run_examples(model, EXAMPLES, ways=ways, seed=1))
-    assert [[row["model"] for row in rows] for rows in found] == [list(ways)] * 2
+    modes = (STANDARD, INSTRUCTION, GIST)
+    found = list(run_examples(model, EXAMPLES, modes=modes, seed=1))
+    assert [[row["model"] for row in rows] for rows in found] == [list(modes)] * 2
     for rows in found:
         flops = {row["model"]: row["flops"] for row in rows}
         assert flops[STANDARD] > flops[INSTRUCTION] > flops[GIST]
@@ -136,7 +136,7 @@ def test_an_encoder_decoder() -> None:
     (first, _) = run_examples(model, EXAMPLES)
     assert first[0]["flops"] > first[1]["flops"]
     with pytest.raises(OptionError, match="cannot cache instructions"):
-        list(run_examples(model, EXAMPLES, ways=(STANDARD, INSTRUCTION)))
+        list(run_examples(model, EXAMPLES, modes=(STANDARD, INSTRUCTION)))
 
 
 def test_deepspeed_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""`gistkit benchmark MODEL`: three ways in one run. Nothing here depends on how long they take."""
+"""`gistkit benchmark MODEL`: three modes in one run. Nothing here depends on how long they take."""
 
 import json
 import statistics
@@ -9,7 +9,7 @@ import pytest
 
 from gistkit.benchmark import measure as measuring
 from gistkit.benchmark.measure import measure
-from gistkit.benchmark.modes import Prompts
+from gistkit.benchmark.prompts import Prompts
 from gistkit.benchmark.sweep import random_prompts
 from gistkit.testing import tiny_gist_model
 from tests.benchmark.benchmark_command import AsJson, Command
@@ -38,17 +38,17 @@ def test_a_report(as_json: AsJson, llama: Path, tmp_path: Path) -> None:
     sizes = [(cell["batch"], cell["instruction_tokens"]) for cell in found["cells"]]
     assert sizes == [(1, 8), (1, 24), (2, 8), (2, 24)]
     for cell in found["cells"]:
-        assert set(cell["ways"]) == {"standard", "instruction", "gist"}
-        kept = {way: cell["ways"][way]["kept_tokens"] for way in cell["ways"]}
+        assert set(cell["modes"]) == {"standard", "instruction", "gist"}
+        kept = {mode: cell["modes"][mode]["kept_tokens"] for mode in cell["modes"]}
         assert kept == {"standard": 0, "instruction": cell["instruction_tokens"] + 2, "gist": 2}
-        token = cell["ways"]["gist"]["kept_bytes"] / 2
-        assert cell["ways"]["instruction"]["kept_bytes"] == token * kept["instruction"]
-        for way in cell["ways"].values():
-            assert way["flops"] == way["flops_by_formula"]
-            assert way["prefill"]["low"] <= way["prefill"]["median"] <= way["prefill"]["high"]
-            assert [len(way["samples"][name]) for name in ("prefill", "decode")] == [2, 2]
-            total = statistics.median(way["samples"]["total"])
-            assert way["tokens_per_second"] == pytest.approx(cell["batch"] * 3 / total)
+        token = cell["modes"]["gist"]["kept_bytes"] / 2
+        assert cell["modes"]["instruction"]["kept_bytes"] == token * kept["instruction"]
+        for mode in cell["modes"].values():
+            assert mode["flops"] == mode["flops_by_formula"]
+            assert mode["prefill"]["low"] <= mode["prefill"]["median"] <= mode["prefill"]["high"]
+            assert [len(mode["samples"][name]) for name in ("prefill", "decode")] == [2, 2]
+            total = statistics.median(mode["samples"]["total"])
+            assert mode["tokens_per_second"] == pytest.approx(cell["batch"] * 3 / total)
         equal = {name: share for name, share in cell["outputs"].items() if "full pass" in name}
         assert equal == dict.fromkeys(equal, 1)
         assert cell["outputs"]["instruction = standard"] == 1
@@ -60,12 +60,12 @@ def test_a_report(as_json: AsJson, llama: Path, tmp_path: Path) -> None:
 def test_an_encoder_decoder_cannot_keep_instructions(as_json: AsJson, tmp_path: Path) -> None:
     t5 = tiny_gist_model("t5").save_pretrained(tmp_path / "t5")
     found = as_json("run", t5, *ONE, "--out", tmp_path / "out")
-    assert set(found["cells"][0]["ways"]) == {"standard", "gist"}
+    assert set(found["cells"][0]["modes"]) == {"standard", "gist"}
     assert list(found["cells"][0]["ratios"]) == ["gist / standard"]
     assert found["cells"][0]["outputs"]["gist = full pass"] == 1
 
 
-def test_every_way_once_a_round_in_a_random_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_mode_once_a_round_in_a_random_order(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_gist_model("llama", num_gist_tokens=2)
     prompts = random_prompts(model, 1, 8, 4, 2, seed=0)
     asked: list[int] = []
@@ -77,7 +77,7 @@ def test_every_way_once_a_round_in_a_random_order(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Prompts, "answer", answer)
     rounds: list[None] = []
-    measure(prompts, 2, rounds=5, warmup=1, seed=3, between=lambda: rounds.append(None))
+    measure(prompts, 2, rounds=5, warmup=1, seed=3, after_round=lambda: rounds.append(None))
     orders = [tuple(asked[i : i + 3]) for i in range(0, 18, 3)]
     assert [sorted(order) for order in orders] == [[0, 2, 10]] * 6
     assert len(set(orders)) > 1
@@ -87,12 +87,12 @@ def test_every_way_once_a_round_in_a_random_order(monkeypatch: pytest.MonkeyPatc
 def samples(make: float, standard: float, instruction: float, gist: float) -> Any:
     first = {"standard": standard, "instruction": instruction, "gist": gist}
     made = {"standard": 0.0, "instruction": 5.0, "gist": make}
-    return {way: {"prefill": [first[way]] * 4, "make": [made[way]] * 4} for way in first}
+    return {mode: {"prefill": [first[mode]] * 4, "make": [made[mode]] * 4} for mode in first}
 
 
 def test_break_even_is_the_price_by_what_it_saves() -> None:
-    ways = ("standard", "instruction", "gist")
-    found = measuring._break_evens(samples(6.0, 4.0, 2.0, 1.0), ways, 0)
+    modes = ("standard", "instruction", "gist")
+    found = measuring.break_evens(samples(6.0, 4.0, 2.0, 1.0), modes, 0)
     reuses = {pair: value["reuses"] for pair, value in found.items()}
     assert reuses == {
         "instruction / standard": 2.5,
@@ -103,11 +103,11 @@ def test_break_even_is_the_price_by_what_it_saves() -> None:
 
 
 def test_a_cache_that_saves_nothing_never_pays() -> None:
-    ways = ("standard", "instruction", "gist")
-    found = measuring._break_evens(samples(6.0, 4.0, 2.0, 4.0), ways, 0)
+    modes = ("standard", "instruction", "gist")
+    found = measuring.break_evens(samples(6.0, 4.0, 2.0, 4.0), modes, 0)
     assert found["gist / standard"]["reuses"] is None
     assert found["gist / instruction"]["reuses"] is None
-    cheap = measuring._break_evens(samples(3.0, 4.0, 2.0, 1.0), ways, 0)
+    cheap = measuring.break_evens(samples(3.0, 4.0, 2.0, 1.0), modes, 0)
     assert cheap["gist / instruction"]["reuses"] == 0
 
 
@@ -167,8 +167,8 @@ def test_real_prompts(as_json: AsJson, llama: Path, tmp_path: Path) -> None:
     result = as_json(llama, "--data", "tasks", "--max-samples", 2, "--out", tmp_path)
     (file,) = result["files"]
     assert (file["file"], file["examples"]) == ("benchmark.csv", 2)
-    assert list(file["ways"]) == ["instruction", "gist"]
-    assert file["ways"]["gist"]["kept_tokens"] == 2
+    assert list(file["modes"]) == ["instruction", "gist"]
+    assert file["modes"]["gist"]["kept_tokens"] == 2
     (pair,) = result["against_instruction_cache"]
     assert pair["costs"]["flops"]["verdict"] in ("better", "open")
     assert pair["costs"]["flops"]["saved"] > 0

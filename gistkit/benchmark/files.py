@@ -1,9 +1,9 @@
-"""Benchmark files: a CSV row for each example and each way to answer it. Read and written.
+"""Benchmark files: a CSV row for each example and each mode of answering it. Read and written.
 
-The published columns come first; files may hold more. `model` names the way: "standard" reads the
+The published columns come first; files may hold more. `model` names the mode: "standard" reads the
 whole prompt, "gist" reads on top of a gist, "instruction" on top of the cached instruction. In the
-published files of instruction caching the cached rows are called "gist" as well; there the span
-that is kept begins with the prompt (`gist_index` 0), and here they are called by their name.
+published files of instruction caching the cached rows are called "gist" as well; they are known by
+`gist_index` 0, since there the span that is kept begins with the prompt.
 """
 
 import csv
@@ -41,8 +41,8 @@ class Table:
     Attributes:
         name: of the file.
         prompts: the published columns about the prompts, by name; one value an example.
-        kept: tokens kept of each prompt, by way.
-        costs: by way and by column; one value an example, in the order of their ids.
+        kept: tokens kept of each prompt, by mode.
+        costs: by mode and by column; one value an example, in the order of their ids.
     """
 
     name: str
@@ -52,52 +52,52 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a benchmark file, and check that every way was run on every example.
+    """Read a benchmark file, and check that every mode was run on every example.
 
     Raises:
-        DataError: no such file, missing columns, a value that is no number, or ways that were run
+        DataError: no such file, missing columns, a value that is no number, or modes that were run
             on different examples.
     """
     import numpy
 
     rows = _read(path)
     named = _instruction_caching(rows)
-    by_way: dict[str, dict[int, dict[str, str]]] = {}
+    by_mode: dict[str, dict[int, dict[str, str]]] = {}
     for line, row in enumerate(rows, 2):
-        way = named if row["model"] == GIST else row["model"]
-        if way not in NAMES:
+        mode = named if row["model"] == GIST else row["model"]
+        if mode not in NAMES:
             raise DataError(
                 f"{path}, line {line}: model is {row['model']!r}; it must be one of "
                 f"{', '.join(NAMES)}"
             )
-        rows_of_way = by_way.setdefault(way, {})
-        if (number := int(row["id"])) in rows_of_way:
-            raise DataError(f"{path}, line {line}: example {number} is there twice for {way}")
-        rows_of_way[number] = row
-    if STANDARD not in by_way or len(by_way) < 2:
+        rows_of_mode = by_mode.setdefault(mode, {})
+        if (number := int(row["id"])) in rows_of_mode:
+            raise DataError(f"{path}, line {line}: example {number} is there twice for {mode}")
+        rows_of_mode[number] = row
+    if STANDARD not in by_mode or len(by_mode) < 2:
         raise DataError(
             f"{path} holds nothing to compare: it needs rows of model standard and of another"
         )
-    ids = sorted(by_way[STANDARD])
-    for way, found in by_way.items():
+    ids = sorted(by_mode[STANDARD])
+    for mode, found in by_mode.items():
         if sorted(found) != ids:
-            raise DataError(f"{path}: standard and {way} were not run on the same examples")
+            raise DataError(f"{path}: standard and {mode} were not run on the same examples")
     columns = [name for name in COSTS if any(row.get(name) for row in rows)]
 
-    def values(way: str, column: str) -> "ndarray[Any, Any]":
-        return numpy.array([float(by_way[way][i].get(column) or "nan") for i in ids])
+    def values(mode: str, column: str) -> "ndarray[Any, Any]":
+        return numpy.array([float(by_mode[mode][i].get(column) or "nan") for i in ids])
 
     return Table(
         path.name,
         {name: values(STANDARD, name) for name in PROMPT},
-        {way: values(way, "effective_num_gist_tokens") for way in by_way if way != STANDARD},
+        {mode: values(mode, "effective_num_gist_tokens") for mode in by_mode if mode != STANDARD},
         {
-            way: {
+            mode: {
                 name: column
                 for name in columns
-                if not numpy.isnan(column := values(way, name)).any()
+                if not numpy.isnan(column := values(mode, name)).any()
             }
-            for way in by_way
+            for mode in by_mode
         },
     )
 
@@ -132,7 +132,7 @@ def _read(path: Path) -> list[dict[str, str]]:
     for line, row in enumerate(rows, 2):
         for name, value in row.items():
             if value == "" and name in COSTS:
-                continue  # this way has no such cost
+                continue  # this mode has no such cost
             if name in ("id", *PROMPT, *COSTS) and not _is_number(value, whole=name == "id"):
                 raise DataError(f"{path}, line {line}: {name} is {value!r:.80}, not a number")
     return rows

@@ -1,32 +1,128 @@
-"""The three tables: ROUGE-L, the judge's win rates, efficiency.
+"""The paper's three tables: ROUGE-L, the judge's win rates, efficiency.
 
     FOLDER/model_outputs/MODEL-CONDITION-K/outputs-STEP-validation_SPLIT.csv[.gz]   ROUGE-L
     FOLDER/rouge.csv                                         its published values, if there
     FOLDER/chatgpt/*.json[.gz]                               win rates
     FOLDER/benchmarking/*.csv                                efficiency
 
-A folder of our own is laid out alike, so its rows come out in the same format.
+A folder of our own has the same layout, so its rows come out in the same format.
 """
 
 import csv
+import io
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from gistkit.benchmark.aggregate import aggregate
-from gistkit.benchmark.rows import read_table
-from gistkit.errors import DataError
+from gistkit.benchmark.files import read_table
+from gistkit.benchmark.report import aggregate
+from gistkit.errors import DataError, OptionError
 from gistkit.evaluation.judge.results import read_results
 from gistkit.evaluation.outputs import read_outputs
 from gistkit.evaluation.scores import score
+from gistkit.files import write_text
 from gistkit.metrics import clean
-from gistkit.paper.results.tables import Cell, Table
+from gistkit.report import error_bars, new_figure, or_dash, save_figure, table
 from gistkit.stats import share_interval
 
+SCHEMA_VERSION = 1
 CASE = re.compile(r"(?P<model>.+)-(?P<condition>gist|pos_control|neg_control)-(?P<k>\d+)")
 FILE = re.compile(r"outputs-(?P<steps>\d+)-validation_(?P<split>\w+)\.csv(\.gz|\.xz)?")
 SPLIT = re.compile(r"validation_([a-z]+)")
 KEYS = ("model", "condition", "num_gist_tokens", "steps", "split")
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows by column name.
+
+    Attributes:
+        name: a short name, of files and JSON keys.
+        title: one line above the table.
+        digits: of floats, by column, in Markdown (default: 2); CSV and JSON hold all of them.
+    """
+
+    name: str
+    title: str
+    rows: Sequence[Mapping[str, Cell]]
+    digits: Mapping[str, int]
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column that some row has, in the order met."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def markdown(self) -> str:
+        """Title and table; "-" where there is no value."""
+        rows = ([self._text(name, row.get(name)) for name in self.columns] for row in self.rows)
+        return f"## {self.title}\n\n{table(self.columns, rows)}\n"
+
+    def csv(self) -> str:
+        """A header and the rows; nothing where there is no value."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+    def _text(self, name: str, value: Cell) -> str:
+        if value is None or isinstance(value, float):
+            return or_dash(value, f".{self.digits.get(name, 2)}f")
+        return str(value)
+
+
+def build_tables(
+    folders: Sequence[Path], names: Sequence[str] = (), *, seed: int = 0
+) -> list[Table]:
+    """The tables of these names, or all three, over all folders.
+
+    Raises:
+        OptionError: there is no such table.
+        DataError: no such folder, folders without results, or a damaged file.
+    """
+    build = {
+        "rouge": lambda: rouge_table(folders, seed=seed),
+        "judge": lambda: judge_table(folders),
+        "efficiency": lambda: efficiency_table(folders, seed=seed),
+    }
+    for name in names:
+        if name not in build:
+            raise OptionError(f"no `table` {name!r}; choose of {', '.join(build)}")
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder; name the released results by `reference`")
+    tables = [build[name]() for name in names or build]
+    if not any(one.rows for one in tables):
+        raise DataError(
+            f"{folders[0]}: holds no results; expected model_outputs/, chatgpt/ or benchmarking/"
+        )
+    return tables
+
+
+def to_json(tables: Sequence[Table], *, seed: int) -> dict[str, Any]:
+    """The tables' rows by their names, as JSON values."""
+    head = {"schema_version": SCHEMA_VERSION, "seed": seed}
+    return head | {one.name: list(one.rows) for one in tables}
+
+
+def write_tables(tables: Sequence[Table], folder: Path, *, seed: int) -> None:
+    """Write results.md, results.json, a CSV for each table, and rouge.png.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        SaveError: a file cannot be written.
+    """
+    write_text(folder / "results.md", "\n".join(one.markdown() for one in tables))
+    content = to_json(tables, seed=seed)
+    write_text(folder / "results.json", json.dumps(content, ensure_ascii=False) + "\n")
+    for one in tables:
+        write_text(folder / f"{one.name}.csv", one.csv())
+        if one.name == "rouge":
+            plot(one, folder / "rouge.png")
 
 
 def rouge_table(folders: Sequence[Path], *, seed: int = 0) -> Table:
@@ -116,14 +212,14 @@ def efficiency_table(folders: Sequence[Path], *, seed: int = 0) -> Table:
     for folder in folders:
         tables = [read_table(path) for path in sorted((folder / "benchmarking").glob("*.csv"))]
         for file in aggregate(tables, seed=seed)["files"] if tables else []:
-            for way, found in file["ways"].items():
+            for mode, found in file["modes"].items():
                 for cost, paired in found["costs"].items():
                     interval = paired["reduction_interval"] or (None, None)
                     rows.append(
                         {
                             "source": folder.name,
                             "file": file["file"],
-                            "kept": way,
+                            "kept": mode,
                             "kept tokens": found["kept_tokens"],
                             "cost": cost,
                             "no cache": paired["base_mean"],
@@ -135,6 +231,32 @@ def efficiency_table(folders: Sequence[Path], *, seed: int = 0) -> Table:
                     )
     digits = {"kept tokens": 1, "no cache": 1, "cached": 1}
     return Table("efficiency", "Cost of one forward pass, reduction in percent", rows, digits)
+
+
+def plot(rouge: Table, path: Path) -> None:
+    """ROUGE-L with its intervals as PNG: a panel for each split, a bar for each model.
+
+    Published values without their answers are left out.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        SaveError: the file cannot be written.
+    """
+    rows: list[Mapping[str, Any]] = [row for row in rouge.rows if row.get("RL") is not None]
+    splits = list(dict.fromkeys(str(row["split"]) for row in rows))
+    figure = new_figure(4 * max(1, len(splits)), 5)
+    for number, split in enumerate(splits, 1):
+        shown = [row for row in rows if row["split"] == split]
+        names = [f"{row['model']}-{row['condition']}-{row['num_gist_tokens']}" for row in shown]
+        values = [float(row["RL"]) for row in shown]
+        ends = [(float(row["low"]), float(row["high"])) for row in shown]
+        axes = figure.add_subplot(1, len(splits), number)
+        axes.barh(range(len(shown)), values, xerr=error_bars(values, ends))
+        axes.set_yticks(range(len(shown)), names, fontsize=6)
+        axes.invert_yaxis()
+        axes.set_title(split)
+        axes.set_xlabel("ROUGE-L [%]")
+    save_figure(figure, path, dpi=150)
 
 
 def _head(folder: Path, key: tuple[str, ...]) -> dict[str, Cell]:

@@ -1,13 +1,17 @@
-"""Floating-point operations of one pass: counted by torch, and by hand from the model's shape.
+"""What a piece of work costs besides time: operations, peak memory, energy.
 
-A multiplication and an addition are two operations; only matrix products count, as everywhere. The
-formula is the published architecture's, so that a cache which computes too much shows.
+Floating-point operations are counted by torch, and by a formula from the model's shape, so that a
+cache that computes too much shows. A multiplication and an addition are two operations; only matrix
+products count.
 
 Shapes: B batch, Q tokens read, C tokens cached, H heads, D head size.
 """
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
+from itertools import accumulate
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +27,7 @@ MLP_MATRICES: Mapping[str, int] = {
     ),
 }  # fmt: skip
 """Matrices of an MLP of the dense decoders: two, or three where it is gated."""
+RAPL = Path("/sys/class/powercap")
 
 
 def count_flops(work: Callable[[], object]) -> int:
@@ -36,9 +41,9 @@ def count_flops(work: Callable[[], object]) -> int:
 
 
 def prefill_flops(model: PreTrainedModel, batch: int, new: int, cached: int) -> int | None:
-    """Operations to read `new` tokens on top of `cached` ones and say what comes next.
+    """Operations to read `new` tokens on top of `cached` ones and predict the next.
 
-    An encoder reads the rows of a gist anew (and then overwrites them): `cached` counts as `new`.
+    An encoder reads the rows of a gist again (and then overwrites them): `cached` counts as `new`.
 
     Returns:
         For the whole batch; None for families without a formula here: experts, sliding windows
@@ -74,3 +79,46 @@ def _t5(config: Any, length: int) -> int:
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     # shapes [B, H, Q, D] and [B, H, Q + C, D]
     return int(2 * prod(query) * key[2] + 2 * prod(query[:3]) * value[2] * value[3])
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
+    """How far memory rises while `work` runs, above what was held before, as torch allocates it.
+
+    None where torch does not tell: neither CPU nor CUDA.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - held
+    if device.type != "cpu":
+        return None
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    results: Any = profiler.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())  # each allocates bytes, or frees (below zero)
+    return max(accumulate((int(event.nbytes()) for event in events), initial=0))
+
+
+def joules(device: torch.device) -> float | None:
+    """The device's energy counter, since some time in the past; None where there is none."""
+    if device.type == "cuda":
+        try:
+            pynvml = import_module("pynvml")
+            pynvml.nvmlInit()
+            handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
+            return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
+        except Exception:  # no library, no permission, an old driver: all mean "it does not tell"
+            return None
+    if device.type != "cpu":
+        return None
+    try:
+        packages = [path / "energy_uj" for path in RAPL.glob("intel-rapl:?")]
+        return sum(int(path.read_text()) for path in packages) / 1e6 if packages else None
+    except (OSError, ValueError):
+        return None

@@ -1,4 +1,4 @@
-"""What a model computes inside, with the gist cache and without: the same places, lined up.
+"""What a model computes inside, with the gist cache and without, place by place.
 
     without   full pass over  instruction GIST*k input output   under the gist mask
     with      one pass over                      input output   on top of the cached gist
@@ -19,28 +19,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from gistkit.benchmark.prompts import Prompts
 from gistkit.gist import Prefix
-from gistkit.model import GistModel
 from gistkit.models.decoder import CausalAdapter, count_positions
-
-
-@dataclass(frozen=True, slots=True)
-class Prompts:
-    """B prompts of one k, with the answers that the cache gave.
-
-    Attributes:
-        instructions: ids of each, its gist span included.
-        inputs, outputs: ids of each.
-        k: gist tokens of each.
-    """
-
-    instructions: Sequence[list[int]]
-    inputs: Sequence[list[int]]
-    outputs: Sequence[list[int]]
-    k: int
-
-    def __len__(self) -> int:
-        return len(self.instructions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,31 +36,33 @@ class Place:
         return f"{self.part} layer {self.layer}, {self.what}"
 
 
+Outputs = Sequence[list[int]]
+"""Ids of the answers that the cache gave."""
+
 Trace = dict[Place, list[dict[str, Tensor]]]
 """For each place and prompt, tensors [tokens, F] by segment: gist, input, output."""
 
 
-def with_cache(model: GistModel, prompts: Prompts, gist: Prefix) -> Trace:
-    """Read on top of the gist."""
-    if isinstance(model.adapter, CausalAdapter):
-        return _decoder_read(model, prompts, gist)
-    return _encoder_decoder_read(model, prompts, gist)
+def with_cache(prompts: Prompts, outputs: Outputs, gist: Prefix) -> Trace:
+    """Read inputs and outputs on top of the gist."""
+    if isinstance(prompts.model.adapter, CausalAdapter):
+        return _decoder_read(prompts, outputs, gist)
+    return _encoder_decoder_read(prompts, outputs, gist)
 
 
-def without_cache(model: GistModel, prompts: Prompts) -> Trace:
+def without_cache(prompts: Prompts, outputs: Outputs) -> Trace:
     """The full pass under the gist mask."""
-    if isinstance(model.adapter, CausalAdapter):
-        return _decoder_full(model, prompts)
-    return _encoder_decoder_full(model, prompts)
+    if isinstance(prompts.model.adapter, CausalAdapter):
+        return _decoder_full(prompts, outputs)
+    return _encoder_decoder_full(prompts, outputs)
 
 
-def _decoder_full(model: GistModel, prompts: Prompts) -> Trace:
-    rows = [p + x + y for p, x, y in _rows(prompts)]
-    ids, padding = model.pad(rows)
+def _decoder_full(prompts: Prompts, outputs: Outputs) -> Trace:
+    model = prompts.model
+    ids, padding = model.pad([row + y for row, y in zip(prompts.rows, outputs, strict=True)])
     before = torch.tensor([len(p) - prompts.k for p in prompts.instructions], device=ids.device)
-    at = {"position_ids": count_positions(padding) - before[:, None]}
     cache = DynamicCache()
-    with _given(model.hf_model, at):
+    with _given(model.hf_model, {"position_ids": count_positions(padding) - before[:, None]}):
         output = model.adapter.forward(
             ids,
             padding,
@@ -88,30 +71,30 @@ def _decoder_full(model: GistModel, prompts: Prompts) -> Trace:
             past_key_values=cache,
             output_hidden_states=True,
         )
-    ends = [len(x) + len(y) for _, x, y in _rows(prompts)]
-    starts = [ids.shape[1] - end for end in ends]
-    return _decoder_trace(
-        output, cache, prompts, ids.shape[1], [s - prompts.k for s in starts], starts
-    )
+    width = ids.shape[1]
+    starts = [width - len(x) - len(y) for x, y in zip(prompts.inputs, outputs, strict=True)]
+    gist_starts = [start - prompts.k for start in starts]
+    return _decoder_trace(output, cache, prompts, outputs, width, gist_starts, starts)
 
 
-def _decoder_read(model: GistModel, prompts: Prompts, gist: Prefix) -> Trace:
-    rows = [x + y for _, x, y in _rows(prompts)]
+def _decoder_read(prompts: Prompts, outputs: Outputs, gist: Prefix) -> Trace:
+    model = prompts.model
+    rows = [x + y for x, y in zip(prompts.inputs, outputs, strict=True)]
     ids, padding = model.pad(rows)
     output = model.adapter.read(
         ids, padding, gist, gist_id=model.gist_id, use_cache=True, output_hidden_states=True
     )
     width = prompts.k + ids.shape[1]
     starts = [width - len(row) for row in rows]
-    return _decoder_trace(
-        output, output["past_key_values"], prompts, width, [0] * len(rows), starts
-    )
+    cache = output["past_key_values"]
+    return _decoder_trace(output, cache, prompts, outputs, width, [0] * len(rows), starts)
 
 
 def _decoder_trace(
     output: Any,
     cache: DynamicCache,
     prompts: Prompts,
+    outputs: Outputs,
     width: int,
     gist_starts: Sequence[int],
     starts: Sequence[int],
@@ -131,7 +114,7 @@ def _decoder_trace(
                 "input": _cut(tensor[row], starts[row] - missing, len(x)),
                 "output": _cut(tensor[row], starts[row] + len(x) - missing, len(y)),
             }
-            for row, (_, x, y) in enumerate(_rows(prompts))
+            for row, (x, y) in enumerate(zip(prompts.inputs, outputs, strict=True))
         ]
 
     for layer, (entering, (keys, values, *_)) in enumerate(zip(hidden, cache, strict=True)):
@@ -143,8 +126,9 @@ def _decoder_trace(
     return trace
 
 
-def _encoder_decoder_full(model: GistModel, prompts: Prompts) -> Trace:
-    ids, padding = model.pad([p + x for p, x, _ in _rows(prompts)])
+def _encoder_decoder_full(prompts: Prompts, outputs: Outputs) -> Trace:
+    model = prompts.model
+    ids, padding = model.pad(prompts.rows)
     starts = [ids.shape[1] - len(x) for x in prompts.inputs]
     with _recording(model.hf_model) as recorded:
         output = model.adapter.forward(
@@ -152,15 +136,15 @@ def _encoder_decoder_full(model: GistModel, prompts: Prompts) -> Trace:
             padding,
             gist_id=model.gist_id,
             condition="gist",
-            decoder_input_ids=_shifted(model, prompts),
+            decoder_input_ids=_shifted(prompts, outputs),
             use_cache=False,
         )
-    return _encoder_decoder_trace(
-        recorded, output, prompts, [s - prompts.k for s in starts], starts
-    )
+    gist_starts = [start - prompts.k for start in starts]
+    return _encoder_decoder_trace(recorded, output, prompts, outputs, gist_starts, starts)
 
 
-def _encoder_decoder_read(model: GistModel, prompts: Prompts, gist: Prefix) -> Trace:
+def _encoder_decoder_read(prompts: Prompts, outputs: Outputs, gist: Prefix) -> Trace:
+    model = prompts.model
     ids, padding = model.pad(prompts.inputs)
     with _recording(model.hf_model) as recorded:
         output = model.adapter.read(
@@ -168,17 +152,20 @@ def _encoder_decoder_read(model: GistModel, prompts: Prompts, gist: Prefix) -> T
             padding,
             gist,
             gist_id=model.gist_id,
-            decoder_input_ids=_shifted(model, prompts),
+            decoder_input_ids=_shifted(prompts, outputs),
             use_cache=False,
         )
-    first = [0] * len(prompts)
-    return _encoder_decoder_trace(recorded, output, prompts, first, [prompts.k] * len(prompts))
+    count = len(prompts)
+    return _encoder_decoder_trace(
+        recorded, output, prompts, outputs, [0] * count, [prompts.k] * count
+    )
 
 
 def _encoder_decoder_trace(
     recorded: dict[Place, Tensor],
     output: Any,
     prompts: Prompts,
+    outputs: Outputs,
     gist_starts: Sequence[int],
     starts: Sequence[int],
 ) -> Trace:
@@ -187,9 +174,7 @@ def _encoder_decoder_trace(
     trace: Trace = {}
     for place, tensor in recorded.items():
         if place.part == "decoder" and not place.what.startswith("cross"):
-            trace[place] = [
-                {"output": tensor[row, : len(y)]} for row, y in enumerate(prompts.outputs)
-            ]
+            trace[place] = [{"output": tensor[row, : len(y)]} for row, y in enumerate(outputs)]
         else:
             trace[place] = [
                 {
@@ -201,13 +186,9 @@ def _encoder_decoder_trace(
     return trace
 
 
-def _shifted(model: GistModel, prompts: Prompts) -> Tensor:
-    start = int(model.hf_model.config.decoder_start_token_id)
-    return torch.tensor([[start, *y[:-1]] for y in prompts.outputs], device=model.device)
-
-
-def _rows(prompts: Prompts) -> Iterator[tuple[list[int], list[int], list[int]]]:
-    return zip(prompts.instructions, prompts.inputs, prompts.outputs, strict=True)
+def _shifted(prompts: Prompts, outputs: Outputs) -> Tensor:
+    start = int(prompts.model.hf_model.config.decoder_start_token_id)
+    return torch.tensor([[start, *y[:-1]] for y in outputs], device=prompts.model.device)
 
 
 def _cut(tensor: Tensor, start: int, length: int) -> Tensor:

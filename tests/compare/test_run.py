@@ -10,10 +10,9 @@ import pytest
 from gistkit.cli.app import app
 from gistkit.cli.run import run
 from gistkit.compare import METHODS, Outcome, answer_all, leaderboard, markdown, take_times
-from gistkit.compare.gist_tokens import GistTokens
-from gistkit.compare.picture import MARKS, PALETTE, draw
+from gistkit.compare.leaderboard import MARKS, PALETTE, plot
+from gistkit.compare.modes import FullPrompt, GistTokens, NoPrompt
 from gistkit.compare.truncation import Truncation
-from gistkit.compare.whole import FullPrompt, NoPrompt
 from gistkit.errors import OptionError
 from gistkit.model import GistModel
 from gistkit.prompts import Example
@@ -108,13 +107,13 @@ def test_perplexity_is_of_the_rows_that_the_full_prompt_can_be_scored_on() -> No
 def test_where_nothing_can_be_scored_there_is_no_perplexity(tmp_path: Path) -> None:
     entries = leaderboard([scored("full prompt", [0.0] * 3, [0] * 3)], EXAMPLES, seed=0)
     assert entries[0]["perplexity"] is None and " | - | - | " in markdown(entries)
-    draw(entries, tmp_path / "p.png")
+    plot(entries, tmp_path / "p.png")
     assert (tmp_path / "p.png").exists()
 
 
 def test_times_are_taken_of_what_can_be_run(model: GistModel) -> None:
-    cases = [(FullPrompt(), 2), (GistTokens(), 2), (GistTokens(), 3), (NoPrompt(), 2)]
-    full, gist, untrained, bare = take_times(model, EXAMPLES, cases)
+    runs = [(FullPrompt(), 2), (GistTokens(), 2), (GistTokens(), 3), (NoPrompt(), 2)]
+    full, gist, untrained, bare = take_times(model, EXAMPLES, runs)
     assert untrained is None
     assert full and gist and bare
     assert full.prepare and gist.prepare and bare.prepare is not None

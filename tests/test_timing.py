@@ -1,10 +1,11 @@
-"""The statistics that every performance claim goes through. Nothing here is timed."""
+"""The protocol and the ratios that every performance claim goes through."""
 
 import random
 
 import pytest
 
-from experiments.protocol import Interval, Timing, interleave, median_ratio, quantile, timed
+from gistkit.stats import Interval, median_ratio, quantile
+from gistkit.timing import Timing, interleave, timed
 
 
 def test_every_side_runs_once_a_round_in_changing_order() -> None:
@@ -23,8 +24,8 @@ def test_every_side_runs_once_a_round_in_changing_order() -> None:
     assert len({tuple(one) for one in rounds}) > 1
     # the warm-up does not count, and one index is one round
     for number, one in enumerate(rounds[2:], start=2):
-        for place, name in enumerate(one, start=1):
-            assert samples[name][number - 2].wall == 3 * number + place
+        for turn, name in enumerate(one, start=1):
+            assert samples[name][number - 2].wall == 3 * number + turn
 
 
 def test_the_order_follows_from_the_seed() -> None:
@@ -60,7 +61,7 @@ def test_the_interval_covers_the_true_median_about_as_often_as_it_says() -> None
     covered = 0
     for trial in range(200):
         ratios = [draw.lognormvariate(0, 0.2) for _ in range(31)]
-        found = median_ratio(ratios, [1.0] * 31, seed=trial, resamples=300)
+        found = median_ratio(ratios, [1.0] * 31, seed=trial, samples=300)
         covered += found.low <= 1.0 <= found.high
     assert 0.90 <= covered / 200 <= 0.99
 

@@ -7,11 +7,11 @@ from gistkit.compare import METHODS, Method, Sources, build, cached
 from gistkit.compare.extractive import Extractive, pagerank
 from gistkit.compare.lingua import Lingua
 from gistkit.compare.method import instruction_ids
+from gistkit.compare.modes import FullPrompt, NoPrompt
 from gistkit.compare.pooling import MeanPooling, pooled, rotation
 from gistkit.compare.presses import Press
 from gistkit.compare.trained import TrainedEntries
 from gistkit.compare.truncation import Truncation, cut
-from gistkit.compare.whole import FullPrompt, NoPrompt
 from gistkit.errors import OptionError
 from gistkit.gist import Prefix
 from gistkit.model import GistModel

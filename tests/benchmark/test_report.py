@@ -48,8 +48,8 @@ def test_published_means_and_reductions(as_json: AsJson, published: list[Path]) 
     assert round(files[LLAMA]["tokens_removed"], 1) == 39.6
     assert round(files[T5]["tokens_removed"], 1) == 41.3
     for (name, cost), expected in PUBLISHED.items():
-        (way,) = files[name]["ways"].values()
-        found = way["costs"][cost]
+        (mode,) = files[name]["modes"].values()
+        found = mode["costs"][cost]
         base, mean, saved, reach, *shares = expected
         assert found["base_mean"] == pytest.approx(base, rel=1e-5)
         assert found["mean"] == pytest.approx(mean, rel=1e-5)
@@ -64,7 +64,7 @@ def test_published_means_and_reductions(as_json: AsJson, published: list[Path]) 
 
 def test_gists_against_instruction_caching(as_json: AsJson, published: list[Path]) -> None:
     result = as_json("report", *published)
-    files = {file["file"]: file["ways"] for file in result["files"]}
+    files = {file["file"]: file["modes"] for file in result["files"]}
     assert list(files[LLAMA_INSTRUCTION]) == ["instruction"]
     assert round(files[LLAMA_INSTRUCTION]["instruction"]["kept_tokens"], 1) == 27.3
     assert files[LLAMA]["gist"]["kept_tokens"] == 1
@@ -131,5 +131,5 @@ def test_equal_costs_have_no_t_and_are_the_same(as_json: AsJson, tmp_path: Path)
     path = tmp_path / "a.csv"
     rows = [f"{i},9,3,1,5,gist,{model},4,8" for i in range(3) for model in ("standard", "gist")]
     path.write_text("\n".join([HEAD, *rows, ""]))
-    found = as_json("report", path)["files"][0]["ways"]["gist"]["costs"]["flops"]
+    found = as_json("report", path)["files"][0]["modes"]["gist"]["costs"]["flops"]
     assert (found["t"], found["reduction"], found["verdict"]) == (None, 0, "same")

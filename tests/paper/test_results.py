@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from gistkit.cli import main
-from gistkit.paper.results.paper import efficiency_table, judge_table, rouge_table
-from gistkit.paper.results.tables import Table
+from gistkit.paper.results import Table, efficiency_table, judge_table, rouge_table
 
 RELEASED = Path(os.environ.get("GISTKIT_SHARED", "../shared")) / "data" / "reference_results"
 released = pytest.mark.skipif(not RELEASED.is_dir(), reason="the released results are not here")

@@ -1,1 +1,0 @@
-"""The paper's tables, from the released files, with our own runs in the same rows."""

@@ -43,18 +43,11 @@ Points = list[tuple[int, float]]
 log = logging.getLogger(__name__)
 
 
-class Reporter(TrainerCallback):
-    """A callback that holds something open until the run is over, however it ends."""
-
-    def close(self) -> None:
-        """Release it; called once, also after an error or Ctrl-C."""
-
-
 @contextmanager
 def reporting(
     config: TrainingConfig, folder: Path, *, first_rank: bool, lines: bool = True
 ) -> Iterator[list[TrainerCallback]]:
-    """The reporters of a run, closed when it ends; then the curves are plotted.
+    """The reporters of a run, closed when it ends, however it does; then the curves are plotted.
 
     Args:
         config: which reports are wanted, and under which names.
@@ -70,18 +63,16 @@ def reporting(
         return
     bar = False if config.hf.get("disable_tqdm") else None
     with ExitStack() as stack:
-        reporters = [
-            JsonLines(folder / LOG_NAME),
-            *trackers(config, folder),
-            Display(bar=bar, lines=lines),  # last: its clock starts when the others are ready
-        ]
         stack.callback(plot_curves, folder / LOG_NAME)
-        for reporter in reporters:
+        found = trackers(config, folder)
+        display = Display(bar=bar, lines=lines)
+        for reporter in (*found, display):
             stack.callback(reporter.close)
-        yield [*reporters]
+        # the display last: its clock starts when the others are ready
+        yield [JsonLines(folder / LOG_NAME), *found, display]
 
 
-class JsonLines(Reporter):
+class JsonLines(TrainerCallback):
     """Appends one JSON object for each event: step, epoch, tokens and seconds so far, its numbers.
 
     `tokens` are those read, without padding, on all ranks; `seconds` continue after a resume.
@@ -162,7 +153,7 @@ def _dump(line: Mapping[str, Any]) -> str:
     return json.dumps(finite) + "\n"
 
 
-class Display(Reporter):
+class Display(TrainerCallback):
     """Loss, tokens a second and time left: a bar on a terminal, lines on stderr elsewhere.
 
     Args:

@@ -187,7 +187,7 @@ def test_a_run_merged_and_a_run_apart(family: str, tmp_path: Path) -> None:
     assert GistModel.from_pretrained(tmp_path / "more").config.num_gist_tokens == (2, 1)
 
 
-def test_a_lora_run_goes_on_as_if_never_interrupted(tmp_path: Path) -> None:
+def test_a_lora_run_resumes_as_if_never_interrupted(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     options = {"lora": {"r": 4, "dropout": 0.2, "merge": False}, "lr_scheduler_type": "constant"}
     train(base, tmp_path / "whole", **options)

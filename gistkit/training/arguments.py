@@ -127,7 +127,6 @@ def _has_published_keys(raw: Mapping[str, Any]) -> bool:
     training = raw.get("training") or {}
     known = {section: set(kind.__dataclass_fields__) for section, kind in SECTIONS.items()}
     known["training"] |= {*HF_FIELDS, "gist"}
-    known["data"].add("tasks")
     for section, values in {**raw, "training.gist": training.get("gist")}.items():
         if section not in known or not set(values or {}) <= known[section]:
             return True

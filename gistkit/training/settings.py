@@ -355,9 +355,8 @@ def settings() -> list[Setting]:
 
 
 def _setting(key: str, default: str) -> Setting:
-    section, _, name = key.removesuffix(".objective.name").rpartition(".")
-    if key == "training.objective.name":
-        section, name = "training", "objective"
+    path = "training.objective" if key == "training.objective.name" else key
+    section, _, name = path.rpartition(".")
     for field in dataclasses.fields(SECTIONS[section]) if section in SECTIONS else ():
         if field.name == name:
             return Setting(key, default, field.metadata["help"], field.metadata["published"])

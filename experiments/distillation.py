@@ -21,13 +21,12 @@ from typing import Any
 
 from experiments.objectives import config, measure, to_markdown
 from experiments.report import RESULTS, write
-from gistkit.data.sets import shuffled
+from gistkit.data.sets import read_splits, shuffled
 from gistkit.files import write_text
 from gistkit.model import GistModel
 from gistkit.report import record
 from gistkit.train import run_config
 from gistkit.training.arguments import parse_config
-from gistkit.training.start import read_splits
 
 GIST = {"gist": 1.0}
 BOTH = {"gist": 0.7, "pos_control": 0.3}
@@ -86,7 +85,7 @@ def learn(name: str, raw: dict[str, Any], options: argparse.Namespace) -> list[d
         run_config(raw)
     kept = folder / f"scores-{options.eval_rows}.json"
     if not kept.is_file():
-        _, splits = read_splits(parse_config(pupil("cross_entropy", options)))
+        _, splits = read_splits(parse_config(pupil("cross_entropy", options)).data)
         model = GistModel.from_pretrained(folder)
         rows = [
             {"objective": name, **row}

@@ -21,7 +21,7 @@ from typing import Any
 from experiments.alpaca_plus import MODEL
 from experiments.report import RESULTS, write
 from gistkit.data.collate import Limits
-from gistkit.data.sets import shuffled
+from gistkit.data.sets import read_splits, shuffled
 from gistkit.evaluation.answers import AnswerOptions
 from gistkit.evaluation.scores import difference
 from gistkit.evaluation.splits import SplitResult, evaluate_split
@@ -30,7 +30,6 @@ from gistkit.prompts import Example
 from gistkit.report import interval, record, table
 from gistkit.train import run_config
 from gistkit.training.arguments import parse_config
-from gistkit.training.start import read_splits
 
 OBJECTIVES = ("cross_entropy", "mix", "distillation")
 KS = {"tasks": (1, 2, 4, 8), "multi_input": (1, 4), "alpaca_plus": (1, 4)}
@@ -58,7 +57,7 @@ def main() -> None:
         folder = Path(raw["training"]["output_dir"])
         if not (folder / "config.json").is_file():
             run_config(raw)
-        _, splits = read_splits(parse_config(raw))
+        _, splits = read_splits(parse_config(raw).data)
         model = GistModel.from_pretrained(folder)
         for split, examples in splits.items():
             cut = shuffled(examples, 42)[: options.eval_rows]

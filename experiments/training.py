@@ -26,12 +26,12 @@ from experiments.report import Case, Comparison, Options
 from gistkit import GistModel
 from gistkit.data.alpaca_plus import AlpacaPlus
 from gistkit.data.collate import Batch, Collator
+from gistkit.data.sets import shuffled
 from gistkit.data.tokenizer import EOS, train_tokenizer
 from gistkit.models import loading
 from gistkit.prompts import Example
 from gistkit.timing import interleave, timed
 from gistkit.training.objectives import CrossEntropy, Step
-from gistkit.training.start import shuffled
 
 ROUNDS = 4
 LLAMA = {

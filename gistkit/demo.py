@@ -1,17 +1,15 @@
 """`make demo`: compress and answer with the toy model, then watch a model learn to gist.
 
-1. One instruction, several inputs in a batch: from the gist, the full prompt, no instruction.
+1. One instruction, several inputs in a batch: from the gist, the full prompt, no prompt.
 2. Three small models trained from scratch for about 40 s each, one for each condition.
 3. One table and one picture (demo-out/demo.png), and the numbers as JSON beside it.
 """
 
 import json
-import os
-import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,16 @@ from rich.table import Table
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from gistkit.baselines import compare
 from gistkit.data import tasks
 from gistkit.evaluation.answers import AnswerOptions
 from gistkit.evaluation.splits import SplitEvaluator
 from gistkit.files import write_text
-from gistkit.gist import Prefix
 from gistkit.model import GistModel
 from gistkit.prompts import Example
 from gistkit.training.arguments import TrainingConfig, parse_config
 from gistkit.training.job import run
+from gistkit.training.reporting import write_figure
 from gistkit.training.trainer import Evaluate
 
 OUT = Path("demo-out")
@@ -48,7 +47,7 @@ def main() -> None:
     histories = {name: train(console, name) for name in CONDITIONS}
     chance = 100 * tasks.guess_accuracy(FAMILY, difficulty=DIFFICULTY, inputs=50)
     show_learned(console, histories, chance)
-    picture = draw(histories, chance, OUT / "demo.png")
+    picture = plot(histories, chance, OUT / "demo.png")
     report = {
         "schema_version": 1,
         "torch": torch.__version__,
@@ -64,42 +63,34 @@ def main() -> None:
 
 
 def show_toy(console: Console) -> dict[str, Any]:
-    """One held-out instruction through the toy model, three ways, side by side."""
+    """One held-out instruction through the toy model, in four modes, side by side."""
     model = GistModel.from_pretrained()
     examples = tasks.one_instruction("reply", "validation_unseen", n=4, seed=7, difficulty=2)
     instruction, inputs = examples[0].instruction, [example.input for example in examples]
     console.rule("1. The toy model: one instruction, several inputs in one batch")
     console.print(f"Instruction (never seen in training): [bold]{instruction}[/bold]\n")
-    gist, cached = model.compress(instruction), model.cache_prompt(instruction)
-    ways: dict[str, tuple[Prefix | None, Callable[[], list[str]]]] = {
-        "gist": (gist, lambda: model.generate(inputs, gist, max_new_tokens=32)),
-        "full prompt, cached": (cached, lambda: model.generate(inputs, cached, max_new_tokens=32)),
-        "full prompt": (
-            None,
-            lambda: model.generate(inputs, instructions=instruction, max_new_tokens=32),
-        ),
-        "no instruction": (None, lambda: model.generate(inputs, max_new_tokens=32)),
-    }
-    table = Table(show_lines=True)
-    table.add_column("")
-    found: dict[str, Any] = {"instruction": instruction, "inputs": inputs}
-    columns = []
-    for name, (prefix, answer) in ways.items():
-        table.add_column(name)
-        texts, seconds = _timed(answer)
-        kept = f"{prefix.num_tokens} tokens, {prefix.num_bytes / 1024:.0f} KiB" if prefix else "-"
-        columns.append((texts, kept, seconds))
-        found[name] = {"answers": texts, "kept": kept, "milliseconds": 1000 * seconds}
+    columns = compare(model, instruction, inputs, max_new_tokens=32)
+    memory = [
+        f"{found.kept_tokens} tokens, {found.kept_bytes / 1024:.0f} KiB"
+        if found.kept_tokens
+        else "-"
+        for found in columns
+    ]
+    table = Table("", *[found.mode for found in columns], show_lines=True)
     for row, example in enumerate(examples):
-        cells = [
-            f"[{'green' if texts[row] == example.output else 'red'}]{texts[row]}"
-            for texts, _, _ in columns
-        ]
+        answers = [found.outputs[row] for found in columns]
+        colours = ["green" if text == example.output else "red" for text in answers]
+        cells = [f"[{colour}]{text}" for colour, text in zip(colours, answers, strict=True)]
         table.add_row(example.input, *cells)
-    table.add_row("kept for the prompt", *[kept for _, kept, _ in columns])
-    table.add_row("time, this machine", *[f"{1000 * s:.0f} ms" for _, _, s in columns])
+    table.add_row("memory for the prompt", *memory)
+    times = [f"{1000 * found.total_seconds:.0f} ms" for found in columns]
+    table.add_row("time, this machine", *times)
     console.print(table)
-    return found
+    return {
+        "instruction": instruction,
+        "inputs": inputs,
+        **{found.mode: asdict(found) for found in columns},
+    }
 
 
 FAMILY, DIFFICULTY = "reply", 1
@@ -167,7 +158,7 @@ def train(console: Console, condition: str) -> History:
 
 
 class Log(TrainerCallback):
-    """Prints a line for each evaluation and keeps losses and scores."""
+    """Prints a line for each evaluation and records losses and scores."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -182,16 +173,16 @@ class Log(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Keep the newest training loss; at an evaluation, print and keep the scores."""
+        """Record the training loss; at an evaluation, print and record the scores."""
         logs = logs or {}
         if "loss" in logs:
             self.loss = float(logs["loss"])
             self.history.append({"step": state.global_step, "loss": self.loss})
         score = logs.get("eval_unseen_exact_match")
-        told = any(
+        logged = any(
             row["step"] == state.global_step and "exact_match" in row for row in self.history
         )
-        if score is not None and not told:  # the run ends with one more evaluation
+        if score is not None and not logged:  # the run ends with one more evaluation
             self.history.append({"step": state.global_step, "exact_match": float(score)})
             self.console.print(
                 f"  step {state.global_step:4} of {state.max_steps}   loss {self.loss:5.2f}   "
@@ -217,42 +208,28 @@ def show_learned(console: Console, histories: Mapping[str, History], chance: flo
     console.print(table)
 
 
-def draw(histories: Mapping[str, History], chance: float, path: Path) -> Path:
+def plot(histories: Mapping[str, History], chance: float, path: Path) -> Path:
     """Loss and exact match of the conditions as one PNG."""
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for name, history in histories.items():
-        for axis, key in ((left, "loss"), (right, "exact_match")):
-            points = [(row["step"], row[key]) for row in history if key in row]
-            axis.plot(*zip(*points, strict=True), label=name)
-    right.axhline(chance, color="gray", linestyle=":", label="guessing")
-    left.set(xlabel="step", ylabel="training loss (nats a token)")
-    right.set(xlabel="step", ylabel="exact match on held-out instructions (%)", ylim=(0, 100))
-    right.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-    return path
+    losses, scores = (
+        {
+            name: [(int(row["step"]), row[key]) for row in history if key in row]
+            for name, history in histories.items()
+        }
+        for key in ("loss", "exact_match")
+    )
+    steps = [step for points in scores.values() for step, _ in points]
+    scores["guessing"] = [(min(steps), chance), (max(steps), chance)]
+    return write_figure(losses, scores, path)
 
 
 def _make_evaluate(
     splits: Mapping[str, Sequence[Example]], config: TrainingConfig, folder: Path
 ) -> Evaluate:
+    condition = next(iter(config.gist.condition))
     options = AnswerOptions(
-        condition=next(iter(config.gist.condition)), batch_size=128, max_new_tokens=24
+        condition=condition, num_gist_tokens=1, batch_size=128, max_new_tokens=24
     )
-    return SplitEvaluator(splits, replace(options, num_gist_tokens=1))
-
-
-def _timed(answer: Callable[[], list[str]], rounds: int = 5) -> tuple[list[str], float]:
-    texts, times = answer(), []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        answer()
-        times.append(time.perf_counter() - begin)
-    return texts, statistics.median(times)
+    return SplitEvaluator(splits, options)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def consolidate(
     are pickles: only tensors and plain values are read from them, and nothing in them is run.
     """
     quiet_libraries()
-    from gistkit.checkpoints.consolidate import consolidate as make_whole
+    from gistkit.training.shards import consolidate as make_whole
 
     written = make_whole(folder, out, dtype=precision)
     if json:

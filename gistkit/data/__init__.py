@@ -1,4 +1,4 @@
-"""Data: readers of instruction examples, the sets they know by name, and how Alpaca+ is built.
+"""Data: files of instruction examples, data sets by name, training batches, building Alpaca+.
 
 file ── examples.read_examples ──> list[Example] ── sets.read_data ──> {split: examples}
 """

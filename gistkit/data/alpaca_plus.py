@@ -42,11 +42,11 @@ class AlpacaPlus:
             _check(split)
 
     def path(self, split: str) -> Path:
-        """Where a split is.
+        """The file of a split.
 
         Raises:
             OptionError: Alpaca+ has no such split.
-            DataError: the folder holds the split under none of its names.
+            DataError: the folder has no file of the split, under any of its names.
         """
         _check(split)
         if split in self.files:

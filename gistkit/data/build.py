@@ -67,7 +67,7 @@ class SourceReport(TypedDict):
 
 
 class FileReport(TypedDict):
-    """A file that was written; `verified` is None where no published file is its equal."""
+    """A file that was written; `verified` is None if there is no published file to compare with."""
 
     path: str
     rows: int
@@ -76,7 +76,7 @@ class FileReport(TypedDict):
 
 
 class BuildReport(TypedDict):
-    """What `build_alpaca_plus` did; `missing` says in words what is not there, and why."""
+    """What `build_alpaca_plus` did; `missing` says in words what was not built, and why."""
 
     sources: dict[str, SourceReport]
     files: dict[str, FileReport]
@@ -196,7 +196,7 @@ def _read(
     if verify and blob != PUBLISHED[name]:
         raise DataError(
             f"{path}: git blob {blob} is not the published {PUBLISHED[name]};"
-            " fetch it again, or build from it all the same without verification"
+            " fetch it again, or build from it anyway with `verify=False`"
         )
     report = SourceReport(path=str(path), blob=blob, verified=blob == PUBLISHED[name])
     return list(iter_objects(io.BytesIO(content), path)), report
@@ -204,7 +204,7 @@ def _read(
 
 def _write(path: Path, examples: list[Example]) -> FileReport:
     write_examples(path, examples)
-    with opened(path) as file:  # what lies on the disk, not what we meant to write
+    with opened(path) as file:  # what is on disk, not what was meant to be written
         blob = git_blob_hash(file.read())
     verified = blob == PUBLISHED[path.name] if path.name in PUBLISHED else None
     return FileReport(path=str(path), rows=len(examples), blob=blob, verified=verified)
@@ -218,7 +218,7 @@ def _examples(rows: Iterable[tuple[str, dict[str, Any]]], source: str) -> Iterat
 def _fill_output(example: Example) -> Example:
     """Alpaca's few empty outputs read "empty" in the published validation_unseen.
 
-    That the published train has them so too is inferred: its hash will tell.
+    That the published train has them too is inferred: a full build's hash will tell.
     """
     if example.output:
         return example
@@ -228,7 +228,7 @@ def _fill_output(example: Example) -> Example:
 def _human(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Example]:
     for where, row in rows:
         instances = row.get("instances")
-        if not isinstance(instances, list) or not all(isinstance(one, dict) for one in instances):
+        if not isinstance(instances, list) or not all(isinstance(i, dict) for i in instances):
             raise DataError(f"{where}: field 'instances' is not an array of objects")
         instruction = row.get("instruction")
         for instance in instances:

@@ -2,8 +2,8 @@
 
     TrainingRows ── sampler ──> rows ── Collator ──> Batch ── Adapter.labelled ──> loss
 
-Packed, the rows of a batch stand one after the other in as few long rows as hold them, and the
-mask keeps them apart: the same loss and gradients, without padding.
+With packing, examples are concatenated into as few long rows as hold them, and the mask keeps them
+apart: the same loss and gradients, without padding.
 
 k and the condition are drawn here, so one checkpoint can learn several. A draw follows from the
 seed and the batch's own rows, so neither prefetching nor workers nor resuming can change it. Knows
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 class Batch(TypedDict):
     """What a training step reads. `labels` is [B, S]; for an encoder-decoder [B, T].
 
-    `conditions` has one for each example. Where examples are packed, `documents` [B, S] says which
+    `conditions` has one for each example. If examples are packed, `documents` [B, S] says which
     example a token belongs to, -1 at padding, and `label_documents` [B, T] the same for an
     encoder-decoder's labels.
     """
@@ -61,12 +61,12 @@ class Limits:
 
     @classmethod
     def for_split(cls, split: str) -> "Limits":
-        """Published limits: 768 | 384 | 384 where the split's name says human."""
+        """Published limits: 768 | 384 | 384 if the split's name contains "human"."""
         return cls(768, 384, 384) if "human" in split else cls()
 
 
 class EncodedRows(torch.utils.data.Dataset[EncodedExample]):
-    """Training rows as ids, encoded once. Rows that cannot be encoded are left out and counted."""
+    """Training rows as ids, encoded once. Rows without an output are left out and counted."""
 
     def __init__(self, examples: Sequence[Example], encoder: PromptEncoder) -> None:
         rows = encoder.examples(examples)
@@ -90,9 +90,9 @@ class EncodedRows(torch.utils.data.Dataset[EncodedExample]):
 
 
 class TrainingRows(torch.utils.data.Dataset[Example]):
-    """Training rows as text, checked once; ids are made a batch at a time (`encode_and`).
+    """Training rows as text, checked once and encoded batch by batch (`encode_and`).
 
-    So a run starts at once, and memory holds text only.
+    So a run starts immediately, and memory holds text only.
 
     Raises:
         PromptError: an instruction is empty or a text holds `<GIST>`; the message names the row.
@@ -134,10 +134,10 @@ class Collator:
         conditions: weight of each condition, drawn for each row.
         limits: where rows are cut.
         encoder_decoder: which of the two layouts.
-        pack: examples stand in rows of up to this many tokens (an example that is longer has its
-            own); None pads each example to the longest.
+        pack: examples share rows of up to this many tokens (a longer example has its own row); None
+            pads each example to the longest.
         seed: of the draws.
-        lost: rows left out because cutting would have taken their gist or their whole output.
+        lost: rows left out because cutting would have removed their gist or their whole output.
 
     A row is cut on the right, as published. The published trainer kept rows whose gist had been
     cut off; here they are left out and counted.
@@ -154,26 +154,26 @@ class Collator:
     lost: int = 0
 
     def __call__(self, rows: Sequence[EncodedExample]) -> Batch:
-        """One batch; where no row is left after cutting, one without labels, which teaches nothing.
+        """One batch; if no row is left after cutting, one without labels, which teaches nothing.
 
-        The trainer goes on with the other batches of its step.
+        The Trainer continues with the other batches of its step.
         """
         rng = self._generator(rows)
         k = rng.choice(self.num_gist_tokens)
         make = self._encoder_decoder_row if self.encoder_decoder else self._decoder_row
-        kept = [pair for pair in (make(row, k) for row in rows) if pair is not None]
-        if len(kept) < len(rows):
-            self.lost += len(rows) - len(kept)
+        pairs = [pair for pair in (make(row, k) for row in rows) if pair is not None]
+        if len(pairs) < len(rows):
+            self.lost += len(rows) - len(pairs)
             log.warning(
                 "%d rows so far are too long to keep their gist or output; left out", self.lost
             )
-        if not kept:
-            kept = [self._nothing()]
+        if not pairs:
+            pairs = [self._empty_row()]
         names, weights = list(self.conditions), list(self.conditions.values())
-        conditions = rng.choices(names, weights, k=len(kept))
+        conditions = rng.choices(names, weights, k=len(pairs))
         if self.pack is not None:
-            return self._packed(kept, self.pack, conditions)
-        ids, labels = zip(*kept, strict=True)
+            return self._packed(pairs, self.pack, conditions)
+        ids, labels = zip(*pairs, strict=True)
         side = "right" if self.encoder_decoder else "left"
         return Batch(
             input_ids=_pad(ids, self.pad_id, side),
@@ -208,7 +208,7 @@ class Collator:
             batch["label_documents"] = numbers(1)
         return batch
 
-    def _nothing(self) -> tuple[Tensor, Tensor]:
+    def _empty_row(self) -> tuple[Tensor, Tensor]:
         ids = torch.tensor([self.gist_id, self.pad_id])  # not k of them: k may be why none fits
         return ids, torch.full_like(ids, IGNORED)
 
@@ -260,7 +260,7 @@ def fill_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         room[row] -= lengths[item]
     even: list[list[int]] = [[] for _ in rows]
     filled = [0] * len(rows)
-    for item in order:  # the next longest goes where there is least: rows end up alike, unpadded
+    for item in order:  # the next longest into the emptiest row: rows end up alike, unpadded
         row = filled.index(min(filled))
         even[row].append(item)
         filled[row] += lengths[item]

@@ -2,7 +2,7 @@
 
     {"instruction": "Translate to French.", "input": "cat", "output": "chat", "source": "mine"}
 
-Every complaint names the file and the line or item, counted from 1. Knows nothing about data sets.
+Every error names the file and the line or item, counted from 1. Knows nothing about data sets.
 """
 
 import gzip
@@ -92,7 +92,7 @@ def to_jsonl(examples: Iterable[Example]) -> bytes:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The file's bytes, decompressed; what goes wrong while they are read is a DataError."""
+    """The file's bytes, decompressed; errors while reading become a DataError."""
     open_file = _OPENERS.get(path.suffix, io.open)
     try:
         with open_file(path, "rb") as file:
@@ -107,7 +107,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def iter_objects(file: BinaryIO, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each JSON object in `file` after the words that say where it stands ("a.jsonl line 3").
+    """Each JSON object in `file`, after its position in words ("a.jsonl line 3").
 
     `path` names the file in messages, and its ending the format. Raises DataError.
     """
@@ -151,8 +151,8 @@ def _array_items(file: BinaryIO, path: Path) -> Iterator[tuple[str, object]]:
         items = json.loads(text)
     except json.JSONDecodeError as error:
         hint = "; one object a line? name it .jsonl" if error.msg == "Extra data" else ""
-        place = f"{path} line {error.lineno} column {error.colno}"
-        raise DataError(f"{place}: malformed JSON ({error.msg}){hint}") from error
+        where = f"{path} line {error.lineno} column {error.colno}"
+        raise DataError(f"{where}: malformed JSON ({error.msg}){hint}") from error
     except (ValueError, RecursionError) as error:  # an endless number, endless brackets
         raise DataError(f"{path}: malformed JSON ({error})") from error
     if not isinstance(items, list):

@@ -1,11 +1,12 @@
-"""Data sets by name. A data set is a reader: a DataConfig in, examples by split out.
+"""Data sets by name. A data set is a function from a DataConfig to examples by split.
 
-To add one, write such a function and give it a line in `DATASETS`.
+To add one, write such a function and add it to `DATASETS`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gistkit.data import tasks
 from gistkit.data.alpaca_plus import SPLITS, AlpacaPlus
@@ -14,36 +15,41 @@ from gistkit.errors import OptionError
 from gistkit.prompts import Example
 
 
-def _ok(stage: object) -> bool:
-    match stage:
-        case [str(), int(difficulty), int(rows)]:
-            return difficulty >= 0 and rows >= 1
-        case (str(), int(difficulty), int(rows)):
-            return difficulty >= 0 and rows >= 1
-    return False
+def setting(default: Any, help: str, published: str = "") -> Any:
+    """A dataclass field that documents itself: `gistkit train --help`, docs/configuration.md.
+
+    Args:
+        default: the field's default, or a function that makes it.
+        help: what the setting does.
+        published: how the published system differed, if it did.
+    """
+    metadata = {"help": help, "published": published}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Which generated tasks (`gistkit.data.tasks`), and how many.
+    """`data.tasks`: which generated tasks (`gistkit.data.tasks`), and how many.
 
-    `stages` is a curriculum: (family, difficulty, rows) in the order of training; a difficulty of 0
-    draws one for each row. The validation splits are drawn as the last stage is.
+    The validation splits are drawn as the last stage is.
     """
 
-    stages: Sequence[tuple[str, int, int]] = (("mixed", 0, 20_000),)
-    validation_rows: int = 400
-    seed: int = 0
+    stages: Sequence[tuple[str, int, int]] = setting(
+        (("mixed", 0, 20_000),),
+        "generated tasks, for data.dataset_name=tasks: curriculum of (family, difficulty, rows); "
+        "difficulty 0 draws one for each row",
+        "no such key",
+    )
+    validation_rows: int = setting(400, "rows of each validation split", "no such key")
+    seed: int = setting(0, "of the generated rows", "no such key")
 
     def __post_init__(self) -> None:
-        if (
-            not isinstance(self.stages, Sequence)
-            or not self.stages
-            or not all(map(_ok, self.stages))
-        ):
+        stages = self.stages
+        if not isinstance(stages, Sequence) or not stages or not all(map(_is_stage, stages)):
             raise OptionError(
-                "data.tasks.stages must be a list of [family, difficulty, rows], "
-                f"not {self.stages!r}"
+                f"data.tasks.stages must be a list of [family, difficulty, rows], not {stages!r}"
             )
         for name in ("validation_rows", "seed"):
             value = getattr(self, name)
@@ -51,27 +57,52 @@ class TaskConfig:
                 raise OptionError(f"data.tasks.{name} must be a whole number, not {value!r}")
 
 
+def _is_stage(stage: object) -> bool:
+    match stage:
+        case [str(), int(difficulty), int(rows)]:  # a list or a tuple
+            return difficulty >= 0 and rows >= 1
+    return False
+
+
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data to read, and where it is.
+    """`data`: which data to read, and where it is."""
 
-    `train_file` and `validation_file` name files outright; `validation_file` is one file (the split
-    "validation") or one for each split. `splits` reads only these; None reads all there should be.
-    With `pretokenize` the training rows are tokenized beforehand into files (see
-    `gistkit.data.tokenized`), anew where `overwrite_cache` is set; without, batch by batch.
-    """
-
-    dataset_name: str = "alpaca-plus"
-    data_dir: str = "data/alpaca_plus"
-    train_file: str | None = None
-    validation_file: str | Mapping[str, str] | None = None
-    splits: tuple[str, ...] | None = None
+    dataset_name: str = setting(
+        "alpaca-plus",
+        "`alpaca-plus`, `json` or `tasks` (generated); docs/data.md",
+        "alpaca-plus only",
+    )
+    data_dir: str = setting("data/alpaca_plus", "folder of the files", "fixed")
+    train_file: str | None = setting(
+        None, "training rows, instead of the folder's file", "no effect"
+    )
+    validation_file: str | Mapping[str, str] | None = setting(
+        None, "validation rows: a file (the split `validation`), or files by split", "no effect"
+    )
+    splits: tuple[str, ...] | None = setting(
+        None, "read these splits only; null: all of the data set", "no such key"
+    )
     tasks: TaskConfig = field(default_factory=TaskConfig)
-    pretokenize: bool = True
-    overwrite_cache: bool = False
+    max_train_samples: int | None = setting(None, "number of training rows at most")
+    max_eval_samples: int | None = setting(
+        None, "rows of each validation split at most, chosen after shuffling with seed 42"
+    )
+    pretokenize: bool = setting(
+        True,
+        "tokenize training rows once, into files under model.cache_dir; false: batch by batch",
+        "at start, in memory",
+    )
+    overwrite_cache: bool = setting(False, "tokenize them again even if the files exist")
+
+    def __post_init__(self) -> None:
+        for name in ("max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise OptionError(f"data.{name} must be at least 1, not {value}")
 
     def files(self) -> dict[str, str]:
-        """The files that the configuration names, by split."""
+        """The files given by name, by split."""
         train = {} if self.train_file is None else {"train": self.train_file}
         if self.validation_file is None:
             return train
@@ -96,6 +127,21 @@ def read_data(config: DataConfig) -> dict[str, list[Example]]:
     return DATASETS[config.dataset_name](config)
 
 
+def read_splits(config: DataConfig) -> tuple[list[Example], dict[str, list[Example]]]:
+    """Training rows and validation splits, as training reads them: at most `max_*_samples` each.
+
+    Validation is shuffled with seed 42 first, as published, so that a subset is a fair sample and
+    the rows of an output file are in the published order.
+
+    Raises: as `read_data`.
+    """
+    splits = read_data(config)
+    train = splits.pop("train", [])[: config.max_train_samples]
+    return train, {
+        name: shuffled(rows, 42)[: config.max_eval_samples] for name, rows in splits.items()
+    }
+
+
 def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
     """The order that `datasets.Dataset.shuffle(seed)` gives."""
     import numpy  # slow to import; only this function needs it
@@ -108,7 +154,7 @@ def _alpaca_plus(config: DataConfig) -> dict[str, list[Example]]:
     data = AlpacaPlus(Path(config.data_dir), config.files())
     splits = SPLITS if config.splits is None else config.splits
     for split in splits:
-        data.path(split)  # complain of the last split before reading the first
+        data.path(split)  # report a missing last split before reading the first
     return {split: data.read(split) for split in splits}
 
 
@@ -124,26 +170,25 @@ def _files(config: DataConfig) -> dict[str, list[Example]]:
 
 
 def _tasks(config: DataConfig) -> dict[str, list[Example]]:
-    asked = config.tasks
-    wanted = tasks.SPLITS if config.splits is None else config.splits
-    read: dict[str, list[Example]] = {}
-    last_family, last_difficulty, _ = asked.stages[-1]
-    validation = [(last_family, last_difficulty, asked.validation_rows)]
-    for split in wanted:
-        read[split] = [
+    chosen = config.tasks
+    last_family, last_difficulty, _ = chosen.stages[-1]
+    validation = [(last_family, last_difficulty, chosen.validation_rows)]
+    return {
+        split: [
             example
             for number, (family, difficulty, rows) in enumerate(
-                asked.stages if split == "train" else validation
+                chosen.stages if split == "train" else validation
             )
             for example in tasks.generate(
                 family,
                 split,
                 n=rows,
-                seed=asked.seed * 1000 + number,
+                seed=chosen.seed * 1000 + number,
                 difficulty=difficulty or None,
             )
         ]
-    return read
+        for split in (tasks.SPLITS if config.splits is None else config.splits)
+    }
 
 
 DATASETS: Mapping[str, Reader] = {"alpaca-plus": _alpaca_plus, "json": _files, "tasks": _tasks}

@@ -1,10 +1,9 @@
-"""Training rows as ids, made once, kept on disk and mapped into memory.
+"""Training rows as ids, tokenized once, stored on disk and mapped into memory.
 
     examples ── PromptEncoder ──> folder of Arrow files ── memory map ──> EncodedExample
 
-The folder's name is a digest of the texts, the tokenizer and the template, so it is found again by
-the next run and never by a run it does not fit. Memory holds the pages that are read; workers share
-them.
+The folder's name is a digest of the texts, the tokenizer and the template, so the next run of the
+same rows finds it, and no other does. Memory holds the pages that are read; workers share them.
 """
 
 import hashlib
@@ -59,10 +58,10 @@ class TokenizedRows(torch.utils.data.Dataset[EncodedExample]):
 def tokenize_rows(
     examples: Sequence[Example], encoder: PromptEncoder, folder: Path, *, overwrite: bool = False
 ) -> TokenizedRows:
-    """Tokenize `examples` into `folder`, or find there what an earlier run made of the same.
+    """Tokenize `examples` into `folder`, or reuse what an earlier run made of the same examples.
 
     Args:
-        overwrite: make them anew in any case.
+        overwrite: tokenize them in any case.
 
     Raises:
         PromptError: a row cannot be encoded; the message names it.
@@ -82,7 +81,7 @@ def tokenize_rows(
     target = folder / digest(examples, encoder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # jobs of a sweep want the same rows at the same time: one makes them, the others read
+        # jobs of a sweep need the same rows at the same time: one writes them, the others read
         with FileLock(folder / f".{target.name}.lock"):
             if overwrite or not (target / "dataset_info.json").is_file():
                 log.info("tokenizing %d rows into %s", len(examples), target)
@@ -127,9 +126,9 @@ def _write(examples: Sequence[Example], encoder: PromptEncoder, target: Path) ->
             cache_dir=f"{scratch}/made",
             fingerprint=target.name,
         )
-        table.save_to_disk(f"{scratch}/kept")
+        table.save_to_disk(f"{scratch}/rows")
         shutil.rmtree(target, ignore_errors=True)
-        Path(scratch, "kept").rename(target)
+        Path(scratch, "rows").rename(target)
 
 
 def _encoded(examples: Sequence[Example], encoder: PromptEncoder) -> Iterator[dict[str, list[int]]]:

@@ -1,1 +1,1 @@
-"""Teaching a model to gist: arguments, trainer, job."""
+"""Training a gist model: settings, arguments, objectives, trainer, job."""

@@ -1,11 +1,11 @@
-"""The configuration of a training run: plain data, checked. Knows nothing about Hydra.
+"""From a nested mapping, as the YAML files give it, to a checked `TrainingConfig`.
 
-`training.*` holds Hugging Face's own arguments, passed through as they are, and a few of ours.
-Published keys of another name or none today are translated first (`published`).
+`training.*` holds Hugging Face's own arguments, which are passed through, and the `RunArguments`.
+Knows nothing about Hydra.
 """
 
 import dataclasses
-import difflib
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,120 +15,54 @@ from typing import Any
 
 import torch
 from transformers import Seq2SeqTrainingArguments
+from transformers.training_args import OptimizerNames
 
 from gistkit.data.sets import DataConfig, TaskConfig
 from gistkit.errors import GistkitError, MissingExtraError, OptionError
 from gistkit.masks import CONDITIONS
-from gistkit.training.benchmarking import parse_benchmarking
-from gistkit.training.lora import LoraArguments, parse_lora
 from gistkit.training.objectives import make_objective
-from gistkit.training.published import IGNORED, say_unused, translate
-from gistkit.training.validation import SWITCHES, check_switch, check_value, switch
+from gistkit.training.settings import (
+    IGNORED,
+    SECTIONS,
+    EvaluationArguments,
+    GistArguments,
+    LoraArguments,
+    ModelArguments,
+    RunArguments,
+    WandbArguments,
+    nearest,
+)
 
-SECTIONS = ("wandb", "model", "data", "training", "evaluation")
+HF_FIELDS = Seq2SeqTrainingArguments.__dataclass_fields__
+RUN_FIELDS = RunArguments.__dataclass_fields__
 SINCE = {  # transformers' own new names, which its oldest supported release does not know
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
 REPORTS = ("tensorboard", "wandb")
-OURS = (
-    "gist", "lora", "objective", "packing", "report_to", "in_order", "overwrite_output_dir",
-    "write_outputs", "evaluate_before_train", "do_benchmarking", "do_benchmarking_sanity_checks",
-    "benchmarking_output_file", "benchmarking_profiler", "benchmarking_prompt_caching",
-    "max_benchmarking_samples",
+log = logging.getLogger(__name__)
+
+# What Hugging Face's arguments do not check themselves: they accept `max_steps=1.5` or `seed=0.5`,
+# and fail once the run has started.
+POSITIVE = (
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "generation_max_length", "num_train_epochs", "learning_rate", "logging_steps", "eval_steps",
+    "save_steps",
 )  # fmt: skip
+LEAST = {"seed": 0, "data_seed": 0, "dataloader_num_workers": 0, "generation_num_beams": 1}
+STRATEGIES = ("random", "sequential", "group_by_length")
 
 
 @dataclass(frozen=True)
-class GistArguments:
-    """`training.gist`: the published keys, of which two may be several.
+class TrainingConfig(RunArguments):
+    """A whole run: the sections of the configuration, Hugging Face's arguments, the run's own."""
 
-    Attributes:
-        condition: weight of each condition; one is the published case.
-        num_gist_tokens: every k that is trained; the first is the checkpoint's default.
-    """
-
-    condition: Mapping[str, float] = field(default_factory=lambda: {"gist": 1.0})
-    num_gist_tokens: tuple[int, ...] = (1,)
-
-
-@dataclass(frozen=True)
-class ModelArguments:
-    """`model`: where to start from.
-
-    Attributes:
-        model_name_or_path: a base model, a gist model, or "toy".
-        pretrained: read its weights; otherwise only its config, with random weights.
-        model_revision: branch, tag or commit of a hub id.
-        config_name: another place to read the config from, where `pretrained` is false.
-        config: build the config from these values (with `model_type`) instead of reading one.
-        tokenizer_name: another tokenizer than the model's; "tasks" trains one on generated tasks.
-        template: prompt template; default: the family's.
-        attention: transformers' name of an attention: "sdpa", "eager", "flex_attention"; None is
-            transformers' own choice.
-    """
-
-    model_name_or_path: str = "google/flan-t5-base"
-    pretrained: bool = True
-    cache_dir: str | None = ".cache/"
-    model_revision: str = "main"
-    config_name: str | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
-    tokenizer_name: str | None = None
-    template: str | None = None
-    dtype: str = "float32"
-    attention: str | None = None
-
-
-@dataclass(frozen=True)
-class WandbArguments:
-    """`wandb`: the published keys. Group and name also make the default output folder.
-
-    Attributes:
-        log: report to Weights & Biases where there is an API key, or WANDB_MODE=offline.
-        entity, project: whose, and which; None is the account's default.
-        tag: what the group's name begins with, and a tag of the run.
-    """
-
-    log: bool = False
-    entity: str | None = None
-    project: str | None = "gist"
-    tag: str = "run"
-    group: str = "gist"
-    name: str = "run"
-
-
-@dataclass(frozen=True)
-class EvaluationArguments:
-    """`evaluation`: how the validation splits are answered.
-
-    Attributes:
-        path: "cache" generates from the gist, as users do; "mask" under the mask, as published.
-    """
-
-    path: str = "cache"
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """A whole run."""
-
-    model: ModelArguments
-    data: DataConfig
-    gist: GistArguments
-    hf: Mapping[str, Any]
-    lora: LoraArguments | None = None
+    model: ModelArguments = field(default_factory=ModelArguments)
+    data: DataConfig = field(default_factory=DataConfig)
+    gist: GistArguments = field(default_factory=GistArguments)
+    hf: Mapping[str, Any] = field(default_factory=dict)
     wandb: WandbArguments = field(default_factory=WandbArguments)
-    report_to: tuple[str, ...] = ()
-    max_train_samples: int | None = None
-    max_eval_samples: int | None = None
-    overwrite_output_dir: bool = False
-    write_outputs: bool = True
-    evaluate_before_train: bool = False
-    in_order: bool = False
     evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
-    objective: Mapping[str, Any] = field(default_factory=lambda: {"name": "cross_entropy"})
-    packing: int | None = None
 
     def training_arguments(self, folder: Path) -> Seq2SeqTrainingArguments:
         """Hugging Face's arguments, writing to `folder` (raises OptionError, MissingExtraError)."""
@@ -139,7 +73,7 @@ class TrainingConfig:
         try:
             args = Seq2SeqTrainingArguments(**given, report_to="none")  # `reporting` does
         except (ValueError, TypeError, ImportError) as error:
-            raise OptionError(_said_of_training(error)) from error
+            raise OptionError(_in_our_keys(error)) from error
         if args.fp16 and args.device.type == "cpu":  # accelerate would ignore it
             raise OptionError("training.fp16 needs a GPU; training.bf16 works on the CPU, too")
         if args.use_liger_kernel and find_spec("liger_kernel") is None:
@@ -152,70 +86,145 @@ class TrainingConfig:
         return args
 
 
+def _check_deepspeed(given: Any) -> None:
+    if isinstance(given, str) and not Path(given).is_file():
+        raise OptionError(
+            f"training.deepspeed: there is no file {given}; the repository has "
+            "ds_configs/stage2.json and ds_configs/stage3.json"
+        )
+    if given and find_spec("deepspeed") is None:
+        raise MissingExtraError("deepspeed", "deepspeed")
+
+
+def _in_our_keys(error: Exception) -> str:
+    text = str(error).splitlines()[0]
+    if "use_cpu" in text:
+        return "training.bf16 without a GPU needs training.use_cpu=true"
+    keys = re.sub(r"--([a-z_]+)", r"training.\1", text)
+    return f"training: {keys}"
+
+
 def parse_config(raw: Mapping[str, Any]) -> TrainingConfig:
-    """Check a nested mapping, as the YAML files give it, and make it a `TrainingConfig`.
+    """Check a nested mapping and make it a `TrainingConfig`.
 
     Raises:
-        OptionError: an unknown key (with the nearest known one), a value that means nothing.
+        OptionError: an unknown key (with the nearest known one), a value out of range.
     """
     try:
-        return _parse(translate(raw))
+        if _has_published_keys(raw):
+            from gistkit.paper.keys import translate
+
+            raw = translate(raw)
+        return _parse(raw)
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         if isinstance(error, GistkitError):
             raise
         raise OptionError(f"the configuration has a value of the wrong kind: {error}") from error
 
 
+def _has_published_keys(raw: Mapping[str, Any]) -> bool:
+    """Whether there is a key, or an optimizer, that only the 2023 system may know."""
+    training = raw.get("training") or {}
+    known = {section: set(kind.__dataclass_fields__) for section, kind in SECTIONS.items()}
+    known["training"] |= {*HF_FIELDS, "gist"}
+    for section, values in {**raw, "training.gist": training.get("gist")}.items():
+        if section not in known or not set(values or {}) <= known[section]:
+            return True
+    return training.get("optim") not in (None, *OptimizerNames)
+
+
 def _parse(raw: Mapping[str, Any]) -> TrainingConfig:
+    sections = [key for key in SECTIONS if "." not in key]
     for key in raw:
-        if key not in SECTIONS:
-            raise OptionError(f"unknown key {key}{_nearest(key, SECTIONS)}")
+        if key not in sections:
+            raise OptionError(f"unknown key {key}{nearest(key, sections)}")
     training = {**raw.get("training", {})}
-    gist = parse_gist(training.get("gist", {}))
-    parse_benchmarking(training)  # gistkit.train runs it
-    known = {f.name: f.default for f in dataclasses.fields(Seq2SeqTrainingArguments)}
+    gist = parse_gist(training.pop("gist", {}))
     hf: dict[str, Any] = {}
     for key, value in training.items():
-        if key in OURS or value is None:
+        if key in RUN_FIELDS or value is None:
             continue
-        if SINCE.get(key) in known:
+        if SINCE.get(key) in HF_FIELDS:
             key = SINCE[key]
-        if key not in known:
-            raise OptionError(f"unknown key training.{key}{_nearest(key, (*known, *OURS))}")
-        check_value(key, value, known[key])
-        if key in IGNORED and value != known[key]:
-            say_unused(f"training.{key}", IGNORED[key])
+        if key not in HF_FIELDS:
+            known = (*HF_FIELDS, *RUN_FIELDS, "gist")
+            raise OptionError(f"unknown key training.{key}{nearest(key, known)}")
+        check_value(key, value)
+        if key in IGNORED and value != HF_FIELDS[key].default:
+            log.warning("training.%s has no effect: %s", key, IGNORED[key])
         hf[key] = value
-    data = {**raw.get("data", {})}
-    limits = {key: data.pop(key, None) for key in ("max_train_samples", "max_eval_samples")}
-    for key, value in limits.items():
-        if value is not None and (type(value) is not int or value < 1):
-            raise OptionError(f"data.{key} must be at least 1, not {value}")
-    wandb = _make(WandbArguments, "wandb", raw.get("wandb", {}))
-    lora, objective = parse_lora(training.get("lora")), parse_objective(training.get("objective"))
-    model = _make(ModelArguments, "model", raw.get("model", {}))
-    check_switch("model.pretrained", model.pretrained)
-    if model.config and model.pretrained:
-        raise OptionError(
-            f"model.config.{min(model.config)} changes random weights alone; give "
-            "model.pretrained=false too, or leave it out"
-        )
-    check_switch("wandb.log", wandb.log)
-    check_teacher(objective, lora, pretrained=model.pretrained)
-    return TrainingConfig(
-        model=model,
-        data=parse_data(data),
+    wandb: WandbArguments = _make(WandbArguments, "wandb", raw.get("wandb", {}))
+    switches = {
+        key: training[key]
+        for key in RUN_FIELDS
+        if isinstance(RUN_FIELDS[key].default, bool) and training.get(key) is not None
+    }
+    for key, value in switches.items():
+        check_switch(f"training.{key}", value)
+    config = TrainingConfig(
+        model=parse_model(raw.get("model", {})),
+        data=parse_data(raw.get("data", {})),
         gist=gist,
-        lora=lora,
+        lora=parse_lora(training.get("lora")),
         hf=hf,
         wandb=wandb,
         report_to=parse_reports(training.get("report_to"), wandb.log),
-        **{key: switch(training, key, default) for key, default in SWITCHES.items()},
         evaluation=_make(EvaluationArguments, "evaluation", raw.get("evaluation", {})),
-        objective=objective,
+        objective=parse_objective(training.get("objective")),
         packing=parse_packing(training.get("packing")),
-        **limits,
+        **switches,
     )
+    check_teacher(config)
+    return config
+
+
+def check_value(key: str, value: Any) -> None:
+    """Raise OptionError if the value of Hugging Face's `training.{key}` cannot mean anything."""
+    kind, default = HF_FIELDS[key].type, HF_FIELDS[key].default
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, bool):
+        check_switch(f"training.{key}", value)
+    elif isinstance(default, int | float) and not number:
+        raise OptionError(f"training.{key} must be a number, not {value!r}")
+    if key in POSITIVE and not (number and value > 0):
+        raise OptionError(f"training.{key} must be above 0, not {value!r}")
+    if kind in (int, int | None) and type(value) is not int and key not in IGNORED:
+        raise OptionError(f"training.{key} must be a whole number, not {value!r}")
+    if key in ("seed", "data_seed") and value >= 2**32:
+        raise OptionError(f"training.{key} must be below 2**32, not {value}")
+    if key in LEAST and value < LEAST[key]:
+        raise OptionError(f"training.{key} must be at least {LEAST[key]}, not {value}")
+    if key == "max_steps" and value < 1 and value != -1:
+        raise OptionError(f"training.max_steps must be at least 1, or -1 for epochs, not {value}")
+    if key == "train_sampling_strategy" and value not in STRATEGIES:
+        raise OptionError(
+            f"unknown training.{key} {value!r}; choose one of {', '.join(STRATEGIES)}"
+        )
+    if key == "label_smoothing_factor" and value:
+        raise OptionError(
+            "training.label_smoothing_factor is not supported: the loss is training.objective; "
+            "leave it out"
+        )
+
+
+def check_switch(key: str, value: Any) -> None:
+    """Raise OptionError unless the value of `key` is true or false."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{key} must be true or false, not {value!r}")
+
+
+def parse_model(raw: Mapping[str, Any]) -> ModelArguments:
+    """`model` (raises OptionError)."""
+    model: ModelArguments = _make(ModelArguments, "model", raw)
+    if model.config and model.pretrained:
+        raise OptionError(
+            f"model.config.{min(model.config)} only changes random weights; give "
+            "model.pretrained=false too, or leave it out"
+        )
+    if model.config_name and model.pretrained:
+        log.warning("model.config_name has no effect: pretrained weights come with their config")
+        return dataclasses.replace(model, config_name=None)
+    return model
 
 
 def parse_data(raw: Mapping[str, Any]) -> DataConfig:
@@ -230,8 +239,6 @@ def parse_data(raw: Mapping[str, Any]) -> DataConfig:
             raise OptionError(f"data.splits is a name, or a list of them, not {splits!r}")
         given["splits"] = tuple(names)
     data: DataConfig = _make(DataConfig, "data", given)
-    check_switch("data.pretokenize", data.pretokenize)
-    check_switch("data.overwrite_cache", data.overwrite_cache)
     return data
 
 
@@ -240,13 +247,13 @@ def parse_gist(raw: Mapping[str, Any]) -> GistArguments:
 
     `condition` is a name, or weights by name; `num_gist_tokens` a number, or a list of them.
     """
-    unknown = set(raw) - {"condition", "num_gist_tokens", "add_gist_token"}
-    if unknown:
-        raise OptionError(f"unknown key training.gist.{min(unknown)}")
-    if raw.get("add_gist_token", True) is not True:
-        raise OptionError("training.gist.add_gist_token=false is not supported: no gist, no mask")
-    weights = _condition_weights(raw.get("condition", "gist"))
-    return GistArguments(weights, _gist_tokens(raw.get("num_gist_tokens", 1)))
+    given = {**raw}
+    if "condition" in given:
+        given["condition"] = _condition_weights(given["condition"])
+    if "num_gist_tokens" in given:
+        given["num_gist_tokens"] = _gist_tokens(given["num_gist_tokens"])
+    gist: GistArguments = _make(GistArguments, "training.gist", given)
+    return gist
 
 
 def _condition_weights(given: Any) -> dict[str, float]:
@@ -280,6 +287,27 @@ def _gist_tokens(given: Any) -> tuple[int, ...]:
     return ks
 
 
+def parse_lora(raw: Mapping[str, Any] | bool | None) -> LoraArguments | None:
+    """`training.lora`: null or false trains all weights, true or a mapping trains an adapter.
+
+    Raises:
+        OptionError: an unknown key, or a value out of range.
+    """
+    if raw is None or raw is False:
+        return None
+    if raw is not True and not isinstance(raw, Mapping):
+        raise OptionError(f"training.lora is null, true, or settings such as {{r: 8}}; not {raw!r}")
+    given = {} if raw is True else {**raw}
+    targets = given.get("target_modules", "all-linear")
+    if not isinstance(targets, str | list | tuple):
+        raise OptionError(
+            f"training.lora.target_modules is all-linear, or names of layers; not {targets!r}"
+        )
+    given["target_modules"] = targets if isinstance(targets, str) else tuple(targets)
+    lora: LoraArguments = _make(LoraArguments, "training.lora", given)
+    return lora
+
+
 def parse_reports(given: str | Iterable[str] | None, wandb: bool) -> tuple[str, ...]:
     """`training.report_to`, a name or several, and `wandb.log` (raises OptionError)."""
     names = {given} if isinstance(given, str) else set(given or ())
@@ -290,32 +318,6 @@ def parse_reports(given: str | Iterable[str] | None, wandb: bool) -> tuple[str, 
     return tuple(sorted(names))
 
 
-def _said_of_training(error: Exception) -> str:
-    """Hugging Face's complaint in our keys."""
-    text = str(error).splitlines()[0]
-    if "use_cpu" in text:
-        return "training.bf16 without a GPU needs training.use_cpu=true"
-    keys = re.sub(r"--([a-z_]+)", r"training.\1", text)
-    return f"training: {keys}"
-
-
-def check_teacher(
-    objective: Mapping[str, Any], lora: LoraArguments | None, *, pretrained: bool
-) -> None:
-    """Raise OptionError for a teacher that there is none of: no LoRA, no weights to start from."""
-    if objective.get("teacher") == "start" and not pretrained:
-        raise OptionError(
-            "training.objective.teacher=start is the model that the run starts from, and "
-            "model.pretrained=false starts from random weights; give teacher=self, or a trained "
-            "model"
-        )
-    if objective.get("teacher") == "base" and lora is None:
-        raise OptionError(
-            "training.objective.teacher=base is the model without its LoRA weights; give "
-            "training.lora=true too, or teacher=self"
-        )
-
-
 def parse_objective(raw: Any) -> dict[str, Any]:
     """`training.objective`: a name, or a mapping with a name and settings (raises OptionError)."""
     given = {"name": raw} if isinstance(raw, str) else {"name": "cross_entropy", **(raw or {})}
@@ -323,11 +325,27 @@ def parse_objective(raw: Any) -> dict[str, Any]:
     return given
 
 
+def check_teacher(config: TrainingConfig) -> None:
+    """Raise OptionError for a teacher that does not exist: no LoRA, no weights to start from."""
+    teacher = config.objective.get("teacher")
+    if teacher == "start" and not config.model.pretrained:
+        raise OptionError(
+            "training.objective.teacher=start is the model that the run starts from, and "
+            "model.pretrained=false starts from random weights; give teacher=self, or a trained "
+            "model"
+        )
+    if teacher == "base" and config.lora is None:
+        raise OptionError(
+            "training.objective.teacher=base is the model without its LoRA weights; give "
+            "training.lora=true too, or teacher=self"
+        )
+
+
 def parse_packing(raw: Any) -> int | None:
     """`training.packing`: tokens of a packed row; null or 0 pads instead (raises OptionError)."""
     if raw is None or raw is False or raw == 0:
         return None
-    if not isinstance(raw, int) or isinstance(raw, bool) or raw < 1:
+    if type(raw) is not int or raw < 1:
         raise OptionError(
             f"training.packing is the tokens of a row, such as 512, or null to pad; not {raw!r}"
         )
@@ -335,23 +353,10 @@ def parse_packing(raw: Any) -> int | None:
 
 
 def _make(kind: Any, section: str, raw: Mapping[str, Any]) -> Any:
-    known = {f.name for f in dataclasses.fields(kind)}
-    for key in raw:
+    known = kind.__dataclass_fields__
+    for key, value in raw.items():
         if key not in known:
-            raise OptionError(f"unknown key {section}.{key}{_nearest(key, known)}")
+            raise OptionError(f"unknown key {section}.{key}{nearest(key, known)}")
+        if isinstance(known[key].default, bool):
+            check_switch(f"{section}.{key}", value)
     return kind(**raw)
-
-
-def _check_deepspeed(given: Any) -> None:
-    if isinstance(given, str) and not Path(given).is_file():
-        raise OptionError(
-            f"training.deepspeed: there is no file {given}; the repository has "
-            "ds_configs/stage2.json and ds_configs/stage3.json"
-        )
-    if given and find_spec("deepspeed") is None:
-        raise MissingExtraError("deepspeed", "deepspeed")
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -1,19 +1,19 @@
-"""Checkpoints that are whole, and whose run they belong to.
+"""Checkpoints that are complete, and the run they belong to.
 
     checkpoint-500/  model, optimizer, schedule, random states ... and last complete.json
 
 The Trainer writes a checkpoint file by file; a run killed meanwhile leaves half of one. The last
-file to be written names all others and their sizes: without it, or where a size differs, a
-checkpoint is not whole and is never resumed from. Only what resuming reads is named: a card or a
-tokenizer may be written anew.
+file to be written, the seal, lists all others and their sizes: without it, or if a size differs, a
+checkpoint is not whole and is never resumed from. Only what resuming reads is listed: a card or a
+tokenizer may be written again.
 """
 
-import dataclasses
 import json
 import logging
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,12 @@ from gistkit.files import write_text
 SEAL = "complete.json"
 RUN_FILE = "run.json"
 PREFIX = "checkpoint-"
+START_OVER = (
+    "choose another training.output_dir, or start over with training.overwrite_output_dir=true"
+)
 log = logging.getLogger(__name__)
 
-# May differ when a run goes on: none of these changes what a step learns. Names or beginnings.
+# May differ when a run is resumed: none of these changes what a step learns. Names or prefixes.
 FREE = (
     "training.max_steps", "training.num_train_epochs", "training.logging", "training.log_",
     "training.save_", "training.eval_", "training.do_", "training.disable_tqdm",
@@ -46,7 +49,7 @@ FREE = (
 
 
 def seal(checkpoint: Path, **more: float) -> None:
-    """Declare all that is in `checkpoint` whole; `more` is kept with it (raises SaveError)."""
+    """Declare everything in `checkpoint` whole, and record `more` with it (raises SaveError)."""
     sizes = {
         str(file.relative_to(checkpoint)): file.stat().st_size
         for file in sorted(checkpoint.rglob("*"))
@@ -57,7 +60,7 @@ def seal(checkpoint: Path, **more: float) -> None:
 
 
 def read_seal(checkpoint: Path) -> dict[str, Any] | None:
-    """What `seal` wrote, or None where the checkpoint is not whole."""
+    """What `seal` wrote, or None if the checkpoint is not whole."""
     try:
         written = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
         for name, size in written["files"].items():
@@ -71,36 +74,27 @@ def read_seal(checkpoint: Path) -> dict[str, Any] | None:
 def checkpoints(folder: Path) -> list[Path]:
     """All checkpoints of a run, the latest first, whole or not."""
     found = [p for p in folder.glob(f"{PREFIX}*") if re.fullmatch(rf"{PREFIX}\d+", p.name)]
-    return sorted((p for p in found if p.is_dir()), key=step_of, reverse=True)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint was written at."""
-    return int(checkpoint.name.removeprefix(PREFIX))
+    folders = (path for path in found if path.is_dir())
+    return sorted(folders, key=lambda path: int(path.name.removeprefix(PREFIX)), reverse=True)
 
 
 def last_whole(folder: Path) -> Path | None:
     """The latest whole checkpoint."""
-    return next((one for one in checkpoints(folder) if read_seal(one) is not None), None)
-
-
-def has_optimizer(checkpoint: Path) -> bool:
-    """Whether a run can go on from it; not where `training.save_only_model` left the rest out."""
-    names = [one.name for one in checkpoint.iterdir()]
-    return any(name.startswith(("optimizer", "global_step")) for name in names)
+    return next((path for path in checkpoints(folder) if read_seal(path) is not None), None)
 
 
 def clear(folder: Path, *, everything: bool) -> None:
-    """Remove checkpoints that were never whole, or all of them; put damaged ones aside."""
-    for one in checkpoints(folder):
-        if everything or not (one / SEAL).exists():
-            log.warning("removing %s: %s", one, "starting anew" if everything else "half-written")
-            shutil.rmtree(one, ignore_errors=True)
-        elif read_seal(one) is None:
-            aside = one.with_name(f"damaged-{one.name}")
-            log.warning("%s is damaged; it is now %s", one, aside)
-            shutil.rmtree(aside, ignore_errors=True)
-            one.rename(aside)
+    """Remove checkpoints that were never whole, or all of them; rename damaged ones."""
+    for checkpoint in checkpoints(folder):
+        if everything or not (checkpoint / SEAL).exists():
+            reason = "training.overwrite_output_dir=true" if everything else "half-written"
+            log.warning("removing %s: %s", checkpoint, reason)
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        elif read_seal(checkpoint) is None:
+            renamed = checkpoint.with_name(f"damaged-{checkpoint.name}")
+            log.warning("%s is damaged; it is now %s", checkpoint, renamed)
+            shutil.rmtree(renamed, ignore_errors=True)
+            checkpoint.rename(renamed)
 
 
 def rotate(folder: Path, keep: int | None, best: str | None) -> None:
@@ -109,13 +103,13 @@ def rotate(folder: Path, keep: int | None, best: str | None) -> None:
         return
     latest, *older = checkpoints(folder)
     spared = {latest.name, Path(best).name if best else latest.name}
-    candidates = [one for one in older if one.name not in spared]
-    for one in candidates[max(0, keep - len(spared)) :]:
-        shutil.rmtree(one, ignore_errors=True)
+    candidates = [checkpoint for checkpoint in older if checkpoint.name not in spared]
+    for checkpoint in candidates[max(0, keep - len(spared)) :]:
+        shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def check_apart(folder: Path, model: str) -> None:
-    """Raise OptionError where a run into `folder` would overwrite the model it starts from."""
+    """Raise OptionError if a run into `folder` would overwrite the model it starts from."""
     start = Path(model).resolve()
     if folder.resolve() in (start, start.parent if start.name.startswith(PREFIX) else start):
         raise OptionError(
@@ -124,12 +118,41 @@ def check_apart(folder: Path, model: str) -> None:
         )
 
 
-def check_same_run(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse to go on in a folder whose checkpoints were made with other settings.
+def resume_point(
+    folder: Path, config: Mapping[str, Any], given: str | bool | None, *, overwrite: bool
+) -> Path | None:
+    """The checkpoint to resume from: the one `given`, or the last of `folder`; None to start over.
 
     Args:
         folder: the output folder.
-        config: the settings now, as `run.json` keeps them.
+        config: the settings now, as `run.json` has them.
+        given: `training.resume_from_checkpoint`.
+        overwrite: ignore what is in `folder`.
+
+    Raises:
+        OptionError: the checkpoints were made with other settings, or have no optimizer; the one
+            given is not whole; the folder contains a model that no run made.
+    """
+    if given is None and overwrite:
+        return None
+    checkpoint = last_whole(folder) if given is None else Path(str(given))
+    if given is not None and (isinstance(given, bool) or read_seal(Path(given)) is None):
+        raise OptionError(
+            f"training.resume_from_checkpoint={given} is no whole checkpoint; give a "
+            "checkpoint-N folder, or leave it out to resume from the last"
+        )
+    check_same_run(folder if checkpoint is None else checkpoint.parent, config)
+    if checkpoint is None:
+        return None
+    if not any(p.name.startswith(("optimizer", "global_step")) for p in checkpoint.iterdir()):
+        raise OptionError(
+            f"{checkpoint} was saved without its optimizer (training.save_only_model); {START_OVER}"
+        )
+    return checkpoint
+
+
+def check_same_run(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse to resume in a folder whose checkpoints were made with other settings.
 
     Raises:
         OptionError: naming the first setting that differs; a model that no run made is there.
@@ -138,54 +161,42 @@ def check_same_run(folder: Path, config: Mapping[str, Any]) -> None:
         has = [name for name in ("config.json", "adapter_config.json") if (folder / name).exists()]
         if has and not (folder / RUN_FILE).exists():
             raise OptionError(
-                f"{folder} holds a model that is no run's ({has[0]} without {RUN_FILE}); choose "
-                "another training.output_dir, or replace it with training.overwrite_output_dir=true"
+                f"{folder} contains a model that was not trained here ({has[0]} without "
+                f"{RUN_FILE}); choose another training.output_dir, or replace it with "
+                "training.overwrite_output_dir=true"
             )
         return
-    ways = (
-        "give it back, choose another training.output_dir, or start anew with "
-        "training.overwrite_output_dir=true"
-    )
     try:
         written = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["config"]
         shared = written.keys() & config.keys()  # another version of gistkit may know others
-        before, now = (settings({key: one[key] for key in shared}) for one in (written, config))
+        before, now = (_flat({key: one[key] for key in shared}) for one in (written, config))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise OptionError(
-            f"{folder} has checkpoints of a run without a readable {RUN_FILE}; choose another "
-            "training.output_dir, or start anew with training.overwrite_output_dir=true"
+            f"{folder} has checkpoints of a run without a readable {RUN_FILE}; {START_OVER}"
         ) from error
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not key.startswith(FREE):
+            was, is_now = (json.dumps(flat.get(key), default=str)[:80] for flat in (before, now))
             raise OptionError(
-                f"{folder} belongs to another run: {key} was {_show(before.get(key))} there and is "
-                f"{_show(now.get(key))} here; {ways}"
+                f"{folder} belongs to another run: {key} was {was} there and is {is_now} here; "
+                f"give it back, {START_OVER}"
             )
 
 
-def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's settings by the keys that users write; Hugging Face's defaults filled in."""
-    fields = dataclasses.fields(Seq2SeqTrainingArguments)
-    unset = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-    flat = {f"training.{key}": _plain(value) for key, value in unset.items()}
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings by the keys that users write, with Hugging Face's defaults."""
+    flat = {
+        f"training.{field.name}": getattr(field.default, "value", field.default)  # of an enum
+        for field in fields(Seq2SeqTrainingArguments)
+        if field.default is not MISSING
+    }
+    prefixes = {"hf": "training", "gist": "training.gist", "model": "model", "data": "data",
+                "wandb": "wandb"}  # fmt: skip
     for section, value in config.items():
-        if section == "hf":
-            flat |= {f"training.{key}": one for key, one in value.items()}
-        elif section in ("gist", "model", "data", "wandb"):
-            where = "training.gist" if section == "gist" else section
-            flat |= {f"{where}.{key}": one for key, one in value.items()}
-        elif section in ("max_train_samples", "max_eval_samples"):
-            flat[f"data.{section}"] = value
+        if section in prefixes:
+            flat |= {f"{prefixes[section]}.{key}": one for key, one in value.items()}
         else:
             flat[f"training.{section}"] = value
     if isinstance(flat.get("training.lora"), Mapping):  # merging comes after training
         flat["training.lora"] = {k: v for k, v in flat["training.lora"].items() if k != "merge"}
     return flat
-
-
-def _plain(value: Any) -> Any:
-    return getattr(value, "value", value)  # transformers' enumerations are their values in JSON
-
-
-def _show(value: Any) -> str:
-    return json.dumps(value, default=str)[:80]

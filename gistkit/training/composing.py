@@ -1,29 +1,84 @@
-"""From a command line to a checked configuration. With `gistkit.train`, all that knows Hydra.
+"""From a command line to checked configurations, and to the jobs: all that knows Hydra.
 
     argv ── parse_request ──> options, settings ── check ──> every job composes and parses
+         ── launch ──> Hydra: one job, or those of a sweep
 
-Hydra reports mistakes in several lines and its own words; `explain` makes them one of ours.
+Hydra reports mistakes in several lines and its own words; `explain` turns each into one line.
 """
 
 import argparse
-import dataclasses
 import difflib
 import importlib.util
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from gistkit.errors import GistkitError, MissingExtraError, OptionError
-from gistkit.training.published import published_names
-from gistkit.training.settings import CONF, groups, settings
+from gistkit.training.settings import CONF, defaults, groups, help_text, nearest
 
 HELP = "gistkit train --help lists the settings"
-OWN_PLACE = ("config_path", "config_name", "config_dir", "experimental_rerun")
+OTHER_FILES = ("config_path", "config_name", "config_dir", "experimental_rerun")
 SHOWING = ("cfg", "info", "hydra_help", "version")
+
+
+def launch(argv: Sequence[str], run: Callable[[dict[str, Any]], None]) -> None:
+    """Compose the configuration of `argv` (Hydra overrides) and hand it to `run`, job by job.
+
+    Raises:
+        OptionError: an unknown setting or option, or a value out of range.
+        MissingExtraError: Hydra is not installed.
+        GistkitError: the first that `run` raised, once the other jobs of a sweep are done.
+    """
+    try:
+        import hydra
+        from hydra.errors import HydraException
+    except ImportError as error:
+        raise MissingExtraError("hydra-core", "train") from error
+    request = parse_request(argv)
+    if request.help:
+        print(help_text(), end="")
+        return
+    register_defaults()
+    check(request)
+    failures: list[GistkitError] = []
+
+    def job(config: Any) -> None:
+        try:
+            run(plain(config))
+        except GistkitError as error:
+            if "SUBMITIT_EXECUTOR" in os.environ:
+                raise  # this process was started for the job; submitit reports to the one waiting
+            failures.append(error)
+
+    entry = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)
+    with _as_process([*flags(request), *request.settings]):
+        try:
+            entry()
+        except HydraException as error:
+            raise explain(error) from error
+    if failures:
+        raise failures[0]
+
+
+@contextmanager
+def _as_process(argv: Sequence[str]) -> Iterator[None]:
+    """Hydra reads its arguments from the process, and raises errors only when told to."""
+    before, flag = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["gistkit train", *argv], "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        if flag is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = flag
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,7 +89,7 @@ class _Parser(argparse.ArgumentParser):
 def parse_request(argv: Sequence[str]) -> argparse.Namespace:
     """Hydra's options, and the settings: `key=value` (raises OptionError).
 
-    `--local_rank`, which launchers add, goes into the environment, where they put it today.
+    `--local_rank`, which old launchers add, goes into the environment, where new ones put it.
     """
     parser = _Parser(prog="gistkit train", add_help=False, allow_abbrev=False)
     add = parser.add_argument
@@ -57,13 +112,14 @@ def parse_request(argv: Sequence[str]) -> argparse.Namespace:
         raise OptionError("--run, --multirun, --cfg and --info exclude each other; give one")
     if request.resolve and not request.cfg:
         raise OptionError("--resolve goes with --cfg: gistkit train --cfg job --resolve")
+    sections = {key.partition(".")[0] for key in defaults() if "." in key}
     for i, setting in enumerate(request.settings):
         if "=" not in setting and not setting.startswith("~"):
             after = request.settings[i + 1 : i + 2]
             value = after[0] if after and "=" not in after[0] else "VALUE"
-            raise OptionError(f"{setting!r} is no setting; write {setting}={value}")
+            raise OptionError(f"{setting!r} is not a setting; write {setting}={value}")
         name, _, value = setting.lstrip("+").partition("=")
-        if name in _sections() and value[:1] != "{" and (name not in groups() or value == "null"):
+        if name in sections and value[:1] != "{" and (name not in groups() or value == "null"):
             raise OptionError(f"{name} is a section of settings; write {name}.KEY={value}")
     request.settings = [part for setting in request.settings for part in _replacing(setting)]
     return request
@@ -76,32 +132,35 @@ def _replacing(setting: str) -> list[str]:
     return ["~training.gist.condition", f"+{setting}"]
 
 
-def _sections() -> set[str]:
-    return {one.key.partition(".")[0] for one in settings() if "." in one.key}
-
-
 def check(request: argparse.Namespace) -> None:
     """Compose and check every job beforehand: a sweep's last one would fail hours later.
 
     Raises:
-        OptionError: a setting that does not parse, names no key or group, or means nothing;
-            a launcher without -m, or that this machine cannot serve.
+        OptionError: a setting that cannot be parsed, an unknown key or group, a value out of range;
+            a launcher without -m, or one that this machine cannot serve.
         MissingExtraError: a launcher that is not installed.
     """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    if any(getattr(request, name) for name in OWN_PLACE):
-        return  # other files than ours: Hydra says what is wrong with them
+    if any(getattr(request, name) for name in OTHER_FILES):
+        return  # not our files: Hydra reports what is wrong with them
+    showing = any(getattr(request, name) for name in SHOWING)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             folders: set[str] = set()
             for given in _jobs(request.settings, sweep=request.multirun):
                 config = compose("config", given, return_hydra_config=True)
-                _check_folder(config, folders)
-                _check_launcher(str(config.hydra.launcher._target_), request)
-                if not any(getattr(request, name) for name in SHOWING):
+                folder = str(config.training.output_dir)
+                if folder in folders:
+                    raise OptionError(
+                        f"two jobs of the sweep would write to {folder}; let training.output_dir "
+                        "differ, or leave it out"
+                    )
+                folders.add(folder)
+                if not showing:
+                    _check_launcher(str(config.hydra.launcher._target_), request.multirun)
                     _check_job(config)
                 elif request.package and not _has(config, request.package):
                     raise OptionError(f"--package {request.package}: there is no such section")
@@ -109,16 +168,6 @@ def check(request: argparse.Namespace) -> None:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error) from error
-
-
-def _check_folder(config: Any, folders: set[str]) -> None:
-    folder = str(config.training.output_dir)
-    if folder in folders:
-        raise OptionError(
-            f"two jobs of the sweep would write to {folder}; let training.output_dir differ, or "
-            "leave it out"
-        )
-    folders.add(folder)
 
 
 def _has(config: Any, section: str) -> bool:
@@ -148,14 +197,12 @@ def _jobs(given: Sequence[str], *, sweep: bool) -> Iterator[list[str]]:
             yield [*first[:i], value, *first[i + 1 :]]
 
 
-def _check_launcher(target: str, request: argparse.Namespace) -> None:
-    if "submitit" not in target or any(getattr(request, name) for name in SHOWING):
-        return
-    if not request.multirun:
+def _check_launcher(target: str, multirun: bool) -> None:
+    if "submitit" in target and not multirun:
         raise OptionError("a launcher starts the jobs of a sweep; add -m (--multirun)")
     if target.endswith("SlurmLauncher") and shutil.which("srun") is None:
         raise OptionError(
-            "+launcher=slurm: there is no srun on this machine; start where SLURM is, or use "
+            "+launcher=slurm: there is no srun on this machine; run it on a SLURM node, or use "
             "+launcher=local"
         )
 
@@ -183,11 +230,13 @@ def explain(error: Exception) -> GistkitError:
         key, values = found[1], found[2]
         return OptionError(f"{key} has several values; add -m to run each, or write [{values}]")
     if found := re.match(r"Could not override '([^']+)'\. No match in the defaults list", text):
-        group = found[1]
-        return OptionError(f"{group} is a group of settings; write +{group}=NAME, {_names(group)}")
+        names = ", ".join(groups().get(found[1], []))
+        return OptionError(
+            f"{found[1]} is a group of settings; write +{found[1]}=NAME, one of {names}"
+        )
     if found := re.search(r"Could not find '(\w+)/([^']+)'", text):
         group, name = found[1], found[2]
-        return OptionError(f"there is no +{group}={name}{_nearest(name, groups().get(group, []))}")
+        return OptionError(f"there is no +{group}={name}{nearest(name, groups().get(group, []))}")
     if found := re.match(r"(?:Could not override|Error merging override) '?([\w.@/]+)", text):
         if found[1].startswith("training.lora."):  # null until one of them is added
             return OptionError(f"training.lora is null; to add to it, write +{found[1]}=...")
@@ -195,33 +244,25 @@ def explain(error: Exception) -> GistkitError:
     return OptionError(f"{text}; {HELP}")
 
 
-def _names(group: str) -> str:
-    return f"one of {', '.join(groups().get(group, []))}"
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def _nearest_key(key: str) -> str:
-    """The nearest key of the same section; where there is no such section, of all."""
-    own = [one.key for one in settings()]
-    known = [*own, *(f"training.{name}" for name in _hugging_face_names())]
+    """The nearest key of the same section; if there is no such section, of all."""
+    known = [*defaults(), *(f"training.{name}" for name in _open_names())]
     section = key.rpartition(".")[0]
     beside = [other for other in known if other.rpartition(".")[0] == section]
     if not beside:
-        return _nearest(key, known)
-    leaf = key.removeprefix(f"{section}.")
-    near = difflib.get_close_matches(leaf, [other[len(section) + 1 :] for other in beside], n=1)
+        return nearest(key, known)
+    names = [other.removeprefix(f"{section}.") for other in beside]
+    near = difflib.get_close_matches(key.removeprefix(f"{section}."), names, n=1)
     return f"; did you mean {section}.{near[0]}?" if near else ""
 
 
-def _hugging_face_names() -> list[str]:
+def _open_names() -> list[str]:
+    """Keys of `training` that need no `+`: Hugging Face's, and those they had in 2023."""
     from transformers import Seq2SeqTrainingArguments
 
-    names = [field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)]
-    return [*names, *(name for name in published_names() if name not in names)]
+    from gistkit.paper import keys
+
+    return list(dict.fromkeys((*Seq2SeqTrainingArguments.__dataclass_fields__, *keys.NAMES)))
 
 
 def flags(request: argparse.Namespace) -> list[str]:
@@ -237,9 +278,10 @@ def flags(request: argparse.Namespace) -> list[str]:
 
 
 def register_defaults() -> None:
-    """Offer every key of Hugging Face's training arguments to Hydra, so none needs a `+`.
+    """Offer every key of Hugging Face's training arguments to Hydra, so that none needs a `+`.
 
-    Nor do keys of `model.config` and `training.objective`, which others than Hydra know.
+    Nor do keys of `model.config` and `training.objective`, which depend on the model's family and
+    on the objective.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
@@ -249,7 +291,7 @@ def register_defaults() -> None:
         group="hf",
         name="arguments",
         node={
-            "training": {**dict.fromkeys(_hugging_face_names()), "objective": anything},
+            "training": {**dict.fromkeys(_open_names()), "objective": anything},
             "model": {"config": anything},
         },
         package="_global_",

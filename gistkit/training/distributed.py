@@ -1,4 +1,4 @@
-"""Several processes: what the first does for all, and weights that are cut into shards.
+"""Several processes: what the first rank does for all, and weights that are sharded.
 
 Knows nothing about what is trained.
 """
@@ -20,10 +20,10 @@ PATIENCE = timedelta(days=7)
 
 
 def first_does(work: Callable[[], T]) -> T:
-    """What `work` returns on the first rank, on every rank; the others wait as long as it takes.
+    """Run `work` on the first rank and return its result on all; the others wait without timeout.
 
-    They wait in a group of their own on the CPU: the one for gradients gives up after half an
-    hour. Where `work` fails, the first rank raises, and the others end without a word.
+    They wait in a group of their own on the CPU: the one for gradients times out after half an
+    hour. If `work` fails, the first rank raises and the others exit silently.
     """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return work()
@@ -51,9 +51,9 @@ def _waiting_group() -> Any:
 
 @cache
 def leave_at_exit() -> None:
-    """End the process groups when the process does, while Python still runs; for a run that ended.
+    """Destroy the process groups at exit, while Python still runs; for a run that ended.
 
-    gloo's threads hold tensors of Python, and a process whose interpreter is gone before them
+    gloo's threads hold Python tensors, and a process whose interpreter shuts down before them
     aborts (pytorch/pytorch pull request 179291).
     """
     atexit.register(_leave)
@@ -68,9 +68,9 @@ def _leave() -> None:
 
 @contextmanager
 def without_zero3(args: TrainingArguments) -> Iterator[None]:
-    """Inside, transformers makes and runs models as if there were no ZeRO-3.
+    """Inside, transformers builds and runs models as if there were no ZeRO-3.
 
-    Otherwise it would cut a model up while it is made, so that no token can be added, and let
+    Otherwise it would shard a model while it is built, so that no token could be added, and make
     every rank take part in every step of `generate`. Each rank holds the whole model in CPU memory
     until DeepSpeed takes it over, 27 GB for LLaMA-7B in float32.
     """
@@ -93,15 +93,16 @@ def without_zero3(args: TrainingArguments) -> Iterator[None]:
 
 @contextmanager
 def whole_weights(model: nn.Module) -> Iterator[None]:
-    """Inside, every rank has all weights of a sharded model, and may run it by itself.
+    """Inside, every rank has all weights of a sharded model, and may run it on its own.
+
+    Changes to the weights are lost.
 
     Args:
         model: as the Trainer wraps it: a DeepSpeed engine, an FSDP2 module, or neither.
-
-    Changes to the weights are lost.
     """
-    if _is_zero3(model):
-        with _whole_zero3(model):
+    engine: Any = model
+    if type(model).__name__ == "DeepSpeedEngine" and engine.zero_optimization_stage() == 3:
+        with _whole_zero3(engine):
             yield
     else:
         parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
@@ -116,16 +117,12 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
                 part.set_reshard_after_forward(True, recurse=False)
 
 
-def _is_zero3(model: Any) -> bool:
-    return type(model).__name__ == "DeepSpeedEngine" and model.zero_optimization_stage() == 3
-
-
 @contextmanager
 def _whole_zero3(engine: Any) -> Iterator[None]:
-    """The hooks that fetch and drop a layer's weights, all ranks together, are gone meanwhile.
+    """Gather the weights, and remove the hooks that fetch and drop them on all ranks together.
 
-    TRL does so for generation (trl/models/utils.py, unwrap_model_for_generation), yet leaves the
-    hook before a forward pass, in which the ranks compare notes: one rank alone would wait there.
+    TRL does so for generation (trl/models/utils.py, unwrap_model_for_generation), but keeps the
+    hook before a forward pass, in which the ranks communicate: a single rank would wait there.
     """
     import deepspeed
 

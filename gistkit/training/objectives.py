@@ -1,7 +1,7 @@
 """What training minimises: a loss for each labelled token of a batch.
 
 An objective reads a `Step` and asks it for what the model predicts under the batch's conditions
-and, where it has a teacher, under the full prompt. To add one: a class and a row of `OBJECTIVES`.
+and, if it has a teacher, under the full prompt. To add one: a class and a row of `OBJECTIVES`.
 
 Shapes: M labelled tokens of a batch, V vocabulary.
 """
@@ -36,7 +36,7 @@ class Step:
         wrapped: the transformers model as the trainer wrapped it (DDP, DeepSpeed, PEFT, ...).
         batch: as the collator made it.
         base: a context in which the model is what it was before LoRA; without LoRA it does nothing.
-        start: a frozen copy of the model that the run started from (`frozen`), where one is asked.
+        start: a frozen copy of the model that the run started from (`frozen`), if it teaches.
     """
 
     model: GistModel
@@ -70,10 +70,8 @@ class Step:
 
     def is_gist(self, documents: Tensor) -> Tensor:
         """Whether tokens of these examples [M] are answered from a gist."""
-        conditions = self.batch["conditions"]
-        return torch.tensor([one == "gist" for one in conditions], device=documents.device)[
-            documents
-        ]
+        gists = [condition == "gist" for condition in self.batch["conditions"]]
+        return torch.tensor(gists, device=documents.device)[documents]
 
     def _labelled(self, condition: Any, adapter: Adapter, wrapped: nn.Module | None) -> Labelled:
         batch = self.batch
@@ -91,8 +89,8 @@ class Step:
 
 def frozen(model: GistModel, device: torch.device) -> Adapter:
     """A copy of the model that training does not touch, in evaluation mode on `device`."""
-    kept = deepcopy(model.hf_model).requires_grad_(False)
-    return type(model.adapter)(move(kept, device))
+    copied = deepcopy(model.hf_model).requires_grad_(False)
+    return type(model.adapter)(move(copied, device))
 
 
 class Objective(Protocol):
@@ -108,13 +106,12 @@ class CrossEntropy:
     """The published objective: the output's tokens, given gist and input (paper, section 3)."""
 
     def __call__(self, step: Step) -> Tensor:
-        """Losses [M]."""
         return step.student().cross_entropy()
 
 
 @dataclass(frozen=True, slots=True)
 class Distillation:
-    """The gist is to say what the full prompt says: KL(teacher || student) on the output's tokens.
+    """The gist learns to predict what the full prompt does: KL(teacher || student) on the output.
 
     The teacher is the same model reading the full prompt (Hinton et al. 2015; context distillation:
     Snell et al. 2022). Examples of other conditions learn by cross-entropy; of them, pos_control
@@ -150,7 +147,6 @@ class Distillation:
             )
 
     def __call__(self, step: Step) -> Tensor:
-        """Losses [M]."""
         student = step.student()
         entropy = student.cross_entropy()
         taught = step.is_gist(student.documents)

@@ -1,8 +1,8 @@
 """A Trainer that stops in time, says why, and leaves whole checkpoints behind.
 
-What is added to Hugging Face's: a loss or gradient that is no number ends the run before weights
-are touched; a checkpoint counts only once it is whole, and the old ones go only then; a resumed run
-reports the same losses as one that was never interrupted.
+What is added to Hugging Face's: a loss or gradient that is not a number ends the run before weights
+change; a checkpoint counts only once it is whole, and older ones are removed only then; a resumed
+run reports the same losses as one that was never interrupted.
 """
 
 import math
@@ -26,7 +26,7 @@ TORCH_WRITE = ("PytorchStreamWriter", "inline_container", "file write failed", "
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Inside, running out of memory is a TrainingError that says what to lower."""
+    """Inside, running out of memory becomes a TrainingError that says what to lower."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -46,7 +46,7 @@ def explained() -> Iterator[None]:
 
 @contextmanager
 def blamed(key: str) -> Iterator[None]:
-    """Inside, a library's complaint about a value is an OptionError that begins with `key`."""
+    """Inside, a library's error about a value becomes an OptionError that begins with `key`."""
     try:
         yield
     except (ValueError, TypeError, ImportError) as error:
@@ -55,22 +55,22 @@ def blamed(key: str) -> Iterator[None]:
 
 
 class SafeTrainer(Trainer):
-    """See the module."""
+    """Hugging Face's Trainer with the guarantees of this module."""
 
     def __init__(self, **kwargs: Any) -> None:
         with blamed("training"):
             super().__init__(**kwargs)
-        self.args.logging_nan_inf_filter = False  # it would hide what we stop at
+        self.args.logging_nan_inf_filter = False  # it would hide what ends a run here
         self._seal: dict[str, Any] = {}
-        self.add_callback(_GoOn(self))
+        self.add_callback(_RestoreLoss(self))
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As Hugging Face's; the loss since the last log line is taken up again, too.
+        """As Hugging Face's; also restores the loss since the last log line.
 
         Raises:
-            DataError: there is not one batch.
+            DataError: there are fewer rows than a batch.
         """
         self._seal = {}
         if isinstance(resume_from_checkpoint, str):
@@ -94,7 +94,7 @@ class SafeTrainer(Trainer):
             return super().create_scheduler(*args, **kwargs)
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """As Hugging Face's (raises OptionError where the hub cannot be reached)."""
+        """As Hugging Face's (raises OptionError if the hub cannot be reached)."""
         try:
             super().init_hf_repo(*args, **kwargs)
         except Exception as error:  # of whatever network library it is
@@ -122,7 +122,7 @@ class SafeTrainer(Trainer):
                     f"step {self.state.global_step + 1} has no row left to learn from: all are "
                     "too long to keep their gist or output, or have none; shorten or drop them"
                 )
-            raise self._lost(f"the loss is {loss.item()}", self._begins(inputs))
+            raise self._diverged(f"the loss is {loss.item()}", self._describe(inputs))
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -130,29 +130,29 @@ class SafeTrainer(Trainer):
         value = norm.item() if isinstance(norm, Tensor) else norm
         # in fp16 such steps are skipped, and the loss is scaled less
         if value is not None and not self.args.fp16 and not math.isfinite(value):
-            raise self._lost(f"the gradient's norm is {value}", "")
+            raise self._diverged(f"the gradient's norm is {value}", "")
         return norm
 
-    def _lost(self, what: str, where: str) -> TrainingError:
+    def _diverged(self, what: str, where: str) -> TrainingError:
         last = checkpoints.last_whole(Path(str(self.args.output_dir)))
-        kept = f"{last} is the last good checkpoint" if last else "there is no checkpoint yet"
+        saved = f"{last} is the last good checkpoint" if last else "there is no checkpoint yet"
         return TrainingError(
             f"{what} at step {self.state.global_step + 1}{where}; lower training.learning_rate, or "
-            f"look at that data; {kept}"
+            f"check that data; {saved}"
         )
 
-    def _begins(self, inputs: dict[str, Any]) -> str:
+    def _describe(self, inputs: dict[str, Any]) -> str:
         tokenizer: Any = self.processing_class
         ids = inputs["input_ids"][0][inputs["attention_mask"][0] != 0][:24]
         text = " ".join(tokenizer.decode(ids).split())
         return f", in a batch of {len(inputs['conditions'])} rows that begins {text!r}"
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Hugging Face's (raises SaveError where there is no room)."""
+        """As Hugging Face's (raises SaveError if there is no space)."""
         try:
             super().save_model(output_dir, _internal_call=_internal_call)
         except FAILURES as error:
-            if _internal_call:  # of a checkpoint, which has more to say
+            if _internal_call:  # `_save_checkpoint` reports it
                 raise
             folder = Path(str(output_dir or self.args.output_dir))
             raise _unsaved(folder, folder, error) from error
@@ -162,7 +162,7 @@ class SafeTrainer(Trainer):
         checkpoint = folder / f"{checkpoints.PREFIX}{self.state.global_step}"
         keep, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            if self.args.should_save:  # another attempt's may be there, where a run went back
+            if self.args.should_save:  # an earlier attempt may have left one of the same step
                 (checkpoint / checkpoints.SEAL).unlink(missing_ok=True)
             # the mean over processes: what the next log line is made of
             pending = self.accelerator.reduce(self._tr_loss.clone(), "mean").item()
@@ -180,28 +180,28 @@ class SafeTrainer(Trainer):
         finally:
             self.args.save_total_limit = keep
 
-    def _go_on(self) -> None:
+    def _restore_loss(self) -> None:
         if self._seal:
-            # the checkpoint's own save_steps and the like would win over those asked for now
+            # the checkpoint's own save_steps and the like would override those of this run
             self.state.compute_steps(self.args, self.state.max_steps)
             self._tr_loss += self._seal["loss"]
             self._globalstep_last_logged = self._seal["logged"]
 
 
-class _GoOn(TrainerCallback):
-    """Takes up the loss since the last log line, once the Trainer has set it to zero."""
+class _RestoreLoss(TrainerCallback):
+    """Restores the loss since the last log line, once the Trainer has set it to zero."""
 
     def __init__(self, trainer: SafeTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.trainer._go_on()
+        self.trainer._restore_loss()
 
 
 def _unsaved(folder: Path, checkpoint: Path, error: Exception) -> SaveError:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
     last = checkpoints.last_whole(folder)
-    kept = f"{last} is whole, the run can go on from it" if last else "no other checkpoint is there"
+    rest = f"{last} is whole, and the run resumes from it" if last else "there is no checkpoint yet"
     return SaveError(
-        f"could not write {checkpoint}: {reason[:160]}; free space and start again; {kept}"
+        f"could not write {checkpoint}: {reason[:160]}; free space and rerun the command; {rest}"
     )

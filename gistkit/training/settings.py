@@ -1,18 +1,255 @@
-"""The settings of a run as text: what `conf/config.yaml` and its comments say about each key.
+"""The settings of a run: what can be set, what it means, and the text that says so.
 
-config.yaml ── read ──> Setting ... ── help_text ──> gistkit train --help
-                                    ── page ───────> docs/configuration.md
+    fields ── settings ──> help_text ──> gistkit train --help
+                           page ───────> docs/configuration.md
+
+Defaults of a command come from `conf/config.yaml`; defaults here are those of `parse_config`.
+Imports neither torch nor transformers at its top, so that `--help` is quick.
 """
 
-import re
-from collections.abc import Iterator, Mapping
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from textwrap import fill
+from types import MappingProxyType
+from typing import Any
 
-from gistkit.training.published import IGNORED, RENAMED, REPLACED, RETIRED
+from gistkit.data.sets import DataConfig, TaskConfig, setting
+from gistkit.errors import OptionError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+UNPUBLISHED = "no such key"
+
+
+@dataclass(frozen=True)
+class GistArguments:
+    """`training.gist`. The first of several `num_gist_tokens` is the checkpoint's default."""
+
+    condition: Mapping[str, float] = setting(
+        lambda: {"gist": 1.0},
+        "`gist`, `pos_control` (nothing masked), `neg_control` (no instruction), or weights by "
+        "name: drawn for each row",
+        "one name",
+    )
+    num_gist_tokens: tuple[int, ...] = setting(
+        (1,),
+        "number of gist tokens k, or a list: drawn for each batch, any of them at inference, the "
+        "first is the checkpoint's default",
+        "one number",
+    )
+
+
+@dataclass(frozen=True)
+class LoraArguments:
+    """`training.lora`: train small matrices beside frozen weights.
+
+    Attributes:
+        r: rank of the matrices.
+        alpha: their product is scaled by alpha / r.
+        dropout: before the matrices.
+        target_modules: "all-linear", or names of layers.
+        merge: save a plain model with the adapter in its weights; otherwise the adapter alone.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+    merge: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("r", "alpha"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise OptionError(f"training.lora.{name} must be at least 1, not {value!r}")
+        if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
+            raise OptionError(
+                f"training.lora.dropout must be at least 0 and below 1, not {self.dropout!r}"
+            )
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """`model`: where to start from."""
+
+    model_name_or_path: str = setting(
+        "google/flan-t5-base", "base model or gist model: folder, hub id, or `toy`"
+    )
+    pretrained: bool = setting(True, "false: random weights, from the config alone")
+    cache_dir: str | None = setting(".cache/", "where downloads are kept")
+    model_revision: str = setting("main", "branch, tag or commit of a hub id")
+    config_name: str | None = setting(
+        None, "read the config from here, with model.pretrained=false"
+    )
+    config: Mapping[str, Any] = setting(
+        dict,
+        "config values of a model with random weights (model.pretrained=false), over those read; "
+        "with `model_type` nothing is read",
+        UNPUBLISHED,
+    )
+    tokenizer_name: str | None = setting(
+        None, "another tokenizer; `toy`, or `tasks` to train one on generated tasks"
+    )
+    template: str | None = setting(
+        None,
+        "`decoder` or `encoder-decoder` (published), or `chat`; null: the family's",
+        UNPUBLISHED,
+    )
+    attention: str | None = setting(
+        None,
+        "`sdpa`, `eager`, or `flex_attention` (GPU: block masks, for packed rows); null: "
+        "transformers' choice",
+        UNPUBLISHED,
+    )
+    dtype: str = setting("float32", "of the weights; mixed precision is training.bf16", UNPUBLISHED)
+
+
+@dataclass(frozen=True)
+class WandbArguments:
+    """`wandb`. Group and name also make the default output folder."""
+
+    log: bool = setting(
+        False,
+        "report to Weights & Biases if there is an API key or WANDB_MODE=offline; otherwise one "
+        "line says that it is off",
+    )
+    entity: str | None = setting(None, "user or team; null is the account's own", "jayelm")
+    project: str | None = setting("gist", "project of that account")
+    tag: str = setting("run", "your name for the experiment: the group begins with it")
+    group: str = setting("gist", "group of runs, and first part of the output folder")
+    name: str = setting("run", "the run, and second part of the output folder")
+
+
+@dataclass(frozen=True)
+class EvaluationArguments:
+    """`evaluation`: how the validation splits are answered."""
+
+    path: str = setting(
+        "cache",
+        "`cache`: answer from the gist, as users do. `mask`: a full pass under the mask for every "
+        "token; slow, greedy, the same answers",
+        "mask",
+    )
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """The keys of `training` that are not Hugging Face's; `report_to` takes the place of theirs."""
+
+    lora: LoraArguments | None = setting(  # noqa: RUF009
+        None,
+        "adapt frozen weights: true, or {r: 16, alpha: 32, dropout: 0.0, target_modules: "
+        "all-linear, merge: true}; null trains all weights",
+        UNPUBLISHED,
+    )
+    objective: Mapping[str, Any] = setting(
+        lambda: {"name": "cross_entropy"},
+        "`cross_entropy`, `distillation` or `mix`, with settings of their own; docs/training.md",
+        "cross_entropy only",
+    )
+    packing: int | None = setting(
+        None,
+        "tokens of a row that holds several examples; null pads each example to the longest of "
+        "its batch",
+        "pads",
+    )
+    report_to: tuple[str, ...] = setting(
+        (), "`tensorboard`, `wandb`, or several; wandb.log adds wandb", "must be none"
+    )
+    in_order: bool = setting(False, "keep the order of the data: a curriculum", UNPUBLISHED)
+    overwrite_output_dir: bool = setting(
+        False, "true: remove the checkpoints in the folder and start over instead of resuming"
+    )
+    write_outputs: bool = setting(True, "write outputs-<step>-<split>.csv at each evaluation")
+    evaluate_before_train: bool = setting(
+        False, "evaluate before the first step", "after the first step"
+    )
+
+
+SECTIONS: Mapping[str, type[Any]] = MappingProxyType(
+    {
+        "wandb": WandbArguments,
+        "model": ModelArguments,
+        "data": DataConfig,
+        "data.tasks": TaskConfig,
+        "evaluation": EvaluationArguments,
+        "training": RunArguments,
+        "training.gist": GistArguments,
+    }
+)
+
+HUGGING_FACE: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "output_dir": (
+            "folder of checkpoints, outputs and results; created if missing", "must exist",
+        ),
+        "num_train_epochs": ("passes over the data", ""),
+        "max_steps": ("optimizer steps; -1 counts epochs", ""),
+        "learning_rate": ("the highest learning rate", ""),
+        "lr_scheduler_type": (
+            "`linear`, `cosine`, `constant`, ...",
+            "the same, but DeepSpeed's config replaced it by a warm-up without decay",
+        ),
+        "warmup_steps": (
+            "steps, or below 1 a fraction of all steps", "also `warmup_ratio`, still accepted",
+        ),
+        "optim": (
+            "the optimizer; fused is one pass over the weights",
+            "adamw_hf, which transformers no longer has",
+        ),
+        "per_device_train_batch_size": ("rows of a step on each device", ""),
+        "gradient_accumulation_steps": ("batches that make one update", ""),
+        "bf16": ("mixed precision in bfloat16", ""),
+        "gradient_checkpointing": (
+            "recompute activations in the backward pass: less memory, more time",
+            "T5 crashed with it",
+        ),
+        "deepspeed": ("DeepSpeed's JSON file: ds_configs/stage3.json; docs/distributed.md", ""),
+        "predict_with_generate": ("no effect: evaluation always generates", ""),
+        "remove_unused_columns": ("no effect: rows have no columns to remove", ""),
+        "generation_max_length": ("longest answer; for decoders including the prompt", ""),
+        "generation_num_beams": ("beams of an evaluation's answers; null: one", ""),
+        "disable_tqdm": ("no progress bar", ""),
+        "eval_strategy": (
+            "when to evaluate: `steps`, `epoch`, `no`",
+            "named evaluation_strategy, still accepted",
+        ),
+        "eval_steps": ("steps between evaluations", ""),
+        "save_steps": ("steps between checkpoints", ""),
+        "metric_for_best_model": ("the score that decides which checkpoint is best", ""),
+        "logging_steps": ("steps between reports of the loss", "500"),
+        "seed": ("of weights, order of the data and dropout", ""),
+        "do_train": ("train", ""),
+        "do_eval": ("score the validation splits at the end", ""),
+    }
+)  # fmt: skip
+"""Hugging Face's arguments: help where theirs does not fit or `--help` needs it, published."""
+
+IGNORED: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            ("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object",
+             "eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics"),
+            "evaluation has a loop of its own",
+        ),
+        **dict.fromkeys(("label_names", "length_column_name"), "rows have no columns"),
+        **dict.fromkeys(
+            ("run_name", "project", "trackio_space_id", "trackio_bucket_id",
+             "trackio_static_space_id"),
+            "wandb.name and wandb.project name a run",
+        ),
+        "do_predict": "gistkit evaluate answers any split",
+        "sortish_sampler": "use training.train_sampling_strategy=group_by_length",
+        "generation_config": "set training.generation_max_length and generation_num_beams",
+        "logging_nan_inf_filter": "a loss that is not a number ends the run",
+    }
+)  # fmt: skip
+"""Hugging Face's arguments that mean nothing to this trainer -> why."""
+
 MAIN = (
     "training.gist.condition", "training.gist.num_gist_tokens", "model.model_name_or_path",
     "model.pretrained", "data.dataset_name", "data.data_dir", "data.max_train_samples",
@@ -21,37 +258,14 @@ MAIN = (
     "training.gradient_accumulation_steps", "training.bf16", "training.eval_steps",
     "training.save_steps", "training.seed", "wandb.log", "wandb.tag",
 )  # fmt: skip
-"""What the help names; the page names all."""
+"""The settings that `--help` lists; docs/configuration.md has all of them."""
 
 WIDTH = 88
-LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?: (?P<value>[^#]*?))?(?: +# (?P<comment>.*))?")
-HEAD = """\
-# Settings of a training run
-
-<!-- Written by `python -m gistkit.cli.docs` from gistkit/conf/config.yaml; do not edit. -->
-
-`gistkit train key=value +group=name`; [training.md](training.md) explains how to use them. They
-come from [gistkit/conf/config.yaml](../gistkit/conf/config.yaml), then from the groups given, then
-from the command line; `gistkit train --cfg job` prints what a command comes to. The last column is
-what the published system had, where it differs.
-"""
-REST = """\
-## Hugging Face's other arguments
-
-Every argument of `Seq2SeqTrainingArguments` may be set, with the meaning and the default that
-transformers gives it (here: of the version in constraints.txt), unless the last column says
-otherwise. `null` stands for that default.
-"""
-OLD = """\
-## Published names
-
-Arguments that transformers had when the paper was written, and no longer has. They are accepted.
-"""
 HELP = """\
 Usage: gistkit train [SETTING]... [+GROUP=NAME]... [OPTION]...
 
   Train a gist model and score it on the validation splits. Checkpoints, outputs and
-  results go to exp/<group>/<run>; the same command goes on from the last checkpoint.
+  results go to exp/<group>/<run>; rerun the same command to resume.
 
   gistkit train +experiment=debug
   gistkit train training.gist.num_gist_tokens=2 training.gist.condition=gist wandb.tag=mine
@@ -67,18 +281,46 @@ Options:
   --hydra-help     Hydra's own options.
   -h, --help       This text.
 """
+PAGE = """\
+# Settings of a training run
+
+<!-- Written by `python -m gistkit.cli.docs`; do not edit. -->
+
+`gistkit train key=value +group=name`; [training.md](training.md) explains how to use them. Defaults
+come from [gistkit/conf/config.yaml](../gistkit/conf/config.yaml), then from the groups given, then
+from the command line; `gistkit train --cfg job` prints the resulting configuration. The last column
+is what the published system had, where it differs.
+
+## Groups
+
+| group | names |
+|---|---|
+"""
+REST = """\
+
+## Hugging Face's other arguments
+
+Every argument of `Seq2SeqTrainingArguments` may be set, with the meaning and the default that
+transformers gives it (here: of the version in constraints.txt), unless the last column says
+otherwise. `null` stands for that default.
+
+| key | default | |
+|---|---|---|
+"""
+OLD = """\
+
+## Published names
+
+Arguments that transformers had when the paper was written and has since dropped. They are accepted.
+
+| key | today |
+|---|---|
+"""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One key of the configuration.
-
-    Attributes:
-        key: with its sections, as on the command line.
-        default: as the YAML file has it.
-        meaning: what it does.
-        published: what the published system had, where that differs.
-    """
+    """One key of `conf/config.yaml`, with its sections as on the command line."""
 
     key: str
     default: str
@@ -86,34 +328,54 @@ class Setting:
     published: str
 
 
-def read(text: str) -> Iterator[Setting]:
-    """Settings of a YAML text, in its order, told by the comments above or behind each key."""
-    above: list[str] = []
-    sections: list[tuple[int, str]] = []  # (indentation, name) of what the line lies in
-    for line in text.splitlines():
-        if line.lstrip().startswith("#"):
-            above.append(line.lstrip().removeprefix("#").strip())
-            continue
-        found = LINE.fullmatch(line)
-        if found is None:
-            above = []
-            continue
-        indent, key = len(found["indent"]), found["key"]
-        sections = [(depth, name) for depth, name in sections if depth < indent]
-        comment = " ".join([*above, found["comment"] or ""]).strip()
-        if found["value"]:
-            meaning, _, published = comment.partition("Published:")
-            path = ".".join([*(name for _, name in sections), key])
-            yield Setting(path, found["value"], _phrase(meaning), _phrase(published))
+@cache
+def defaults() -> Mapping[str, str]:
+    """The keys of `conf/config.yaml` in its order, without Hydra's own, as YAML writes them."""
+    from omegaconf import OmegaConf  # with the extra `train`
+
+    loaded = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"), resolve=False)
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in _leaves(loaded)
+        if not key.startswith(("hydra.", "defaults"))
+    }
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            sections.append((indent, key))
-        above = []
+            yield prefix + key, value
 
 
 def settings() -> list[Setting]:
-    """Those of gistkit's own configuration; what belongs to Hydra itself is left out."""
-    text = (CONF / "config.yaml").read_text(encoding="utf-8")
-    return [one for one in read(text) if not one.key.startswith(("hydra.", "defaults."))]
+    """Every key of `conf/config.yaml`, with what it means."""
+    return [_setting(key, default) for key, default in defaults().items()]
+
+
+def _setting(key: str, default: str) -> Setting:
+    path = "training.objective" if key == "training.objective.name" else key
+    section, _, name = path.rpartition(".")
+    for field in dataclasses.fields(SECTIONS[section]) if section in SECTIONS else ():
+        if field.name == name:
+            return Setting(key, default, field.metadata["help"], field.metadata["published"])
+    if section == "training" and name in HUGGING_FACE:
+        return Setting(key, default, *HUGGING_FACE[name])
+    from gistkit.paper import keys
+
+    if key in keys.NOTES:
+        return Setting(key, default, *keys.NOTES[key])
+    from transformers import Seq2SeqTrainingArguments
+
+    theirs = Seq2SeqTrainingArguments.__dataclass_fields__[name].metadata["help"]
+    return Setting(key, default, " ".join(theirs.split()).removesuffix("."), "")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?`, or "" if none is similar."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def groups() -> dict[str, list[str]]:
@@ -128,13 +390,16 @@ def help_text() -> str:
     """What `gistkit train --help` prints."""
     parts = [HELP, "Groups, as +GROUP=NAME:"]
     for group, names in groups().items():
-        parts.append(_filled(f"  {group:11}", ", ".join(names), 13))
+        parts.append(_fill(f"  {group:11}", ", ".join(names), 13))
     parts.append("\nMain settings; docs/configuration.md has all of them:")
-    known = {one.key: one for one in settings()}
     for key in MAIN:
-        one = known[key]
-        parts += [f"  {key}={one.default}", _filled(" " * 6, one.meaning, 6)]
+        main = _setting(key, defaults()[key])
+        parts += [f"  {key}={main.default}", _fill(" " * 6, main.meaning, 6)]
     return "\n".join([*parts, "", OPTIONS])
+
+
+def _fill(first: str, text: str, indent: int) -> str:
+    return fill(text, WIDTH, initial_indent=first, subsequent_indent=" " * indent)
 
 
 def page(others: Mapping[str, str]) -> str:
@@ -143,34 +408,26 @@ def page(others: Mapping[str, str]) -> str:
     Args:
         others: default of each of Hugging Face's arguments, as it is to be shown.
     """
-    parts = [HEAD, "## Groups\n", "| group | names |\n|---|---|"]
-    parts += [f"| `+{group}=` | {', '.join(names)} |" for group, names in groups().items()]
-    known = settings()
+    from gistkit.paper import keys
+
+    rows = [PAGE.rstrip("\n")]
+    rows += [f"| `+{group}=` | {', '.join(names)} |" for group, names in groups().items()]
     section = ""
-    for one in known:
+    for one in settings():
         if one.key.split(".")[0] != section:
             section = one.key.split(".")[0]
-            parts.append(f"\n## {section}\n")
-            parts.append("| key | default | meaning | published |\n|---|---|---|---|")
+            rows.append(
+                f"\n## {section}\n\n| key | default | meaning | published |\n|---|---|---|---|"
+            )
         cells = (f"`{one.key}`", f"`{one.default}`", one.meaning, one.published)
-        parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    parts.append(f"\n{REST}\n| key | default | |\n|---|---|---|")
-    ours = {one.key for one in known}
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    rows.append(REST.rstrip("\n"))
     for name, default in others.items():
-        if f"training.{name}" not in ours:
+        if f"training.{name}" not in defaults():
             note = f"no effect: {IGNORED[name]}" if name in IGNORED else ""
-            parts.append(f"| `training.{name}` | {default} | {note} |")
-    parts.append(f"\n{OLD}\n| key | today |\n|---|---|")
-    parts += [f"| `training.{old}` | `training.{new}` |" for old, new in RENAMED.items()]
-    parts += [f"| `training.{name}` | {today} |" for name, today in REPLACED.items()]
-    parts += [f"| `training.{name}` | no effect: {why} |" for name, why in RETIRED.items()]
-    return "\n".join(parts) + "\n"
-
-
-def _phrase(text: str) -> str:
-    text = text.strip()
-    return text if text.endswith("...") else text.removesuffix(".")
-
-
-def _filled(first: str, text: str, indent: int) -> str:
-    return fill(text, WIDTH, initial_indent=first, subsequent_indent=" " * indent)
+            rows.append(f"| `training.{name}` | {default} | {note} |")
+    rows.append(OLD.rstrip("\n"))
+    rows += [f"| `training.{old}` | `training.{new}` |" for old, new in keys.RENAMED.items()]
+    rows += [f"| `training.{name}` | {today} |" for name, today in keys.REPLACED.items()]
+    rows += [f"| `training.{name}` | no effect: {why} |" for name, why in keys.RETIRED.items()]
+    return "\n".join(rows) + "\n"

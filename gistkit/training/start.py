@@ -1,24 +1,26 @@
-"""What a run starts from: a model with `<GIST>`, and the rows it learns from."""
+"""The model that a run starts from: its own or random weights, `<GIST>` added, maybe an adapter."""
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gistkit.data import tasks
-from gistkit.data.sets import read_data, shuffled
 from gistkit.data.tokenizer import train_tokenizer
-from gistkit.errors import GistkitError, OptionError, SaveError
+from gistkit.errors import GistkitError, OptionError
 from gistkit.model import GistModel
 from gistkit.models import loading
 from gistkit.models.config import GistConfig
 from gistkit.models.families import adapter_class
-from gistkit.prompts import Example
-from gistkit.training.arguments import ModelArguments, TrainingConfig
+from gistkit.training.arguments import TrainingConfig
+from gistkit.training.settings import ModelArguments
+
+if TYPE_CHECKING:  # needs an extra
+    from gistkit.models.lora import LoraModel
 
 TASKS_TOKENIZER = "tasks"
 log = logging.getLogger(__name__)
@@ -32,57 +34,63 @@ def start_model(config: TrainingConfig, seed: int) -> GistModel:
     args, ks = config.model, config.gist.num_gist_tokens
     path = base_path(args)
     before = trained_before(config)
-    learned, learns = (
-        (before.num_gist_tokens, before.conditions),
-        (ks, tuple(config.gist.condition)),
-    )
+    learned = (before.num_gist_tokens, before.conditions)
+    learns = (ks, tuple(config.gist.condition))
     if learned != ((), ()) and learned != learns:
-        log.warning("%s learned %s; this run teaches it %s", path, _say(*learned), _say(*learns))
-    template = args.template or (before.template if before.conditions else None)
-    begin = partial(GistModel.from_base, num_gist_tokens=ks, template=template)
+        log.warning("%s learned %s; this run teaches it %s", path, _show(*learned), _show(*learns))
+    tokenizer = None
+    if args.tokenizer_name or not args.pretrained:
+        tokenizer = read_tokenizer(args.tokenizer_name or path, args)
     transformers.set_seed(seed)
-    if args.pretrained:
-        tokenizer = read_tokenizer(args.tokenizer_name, args) if args.tokenizer_name else None
-        return begin(path, tokenizer, dtype=args.dtype, cache_dir=args.cache_dir)
-    tokenizer = read_tokenizer(args.tokenizer_name or path, args)
+    return GistModel.from_base(
+        path if args.pretrained or tokenizer is None else random_model(args, path, tokenizer),
+        tokenizer,
+        num_gist_tokens=ks,
+        template=args.template or (before.template if before.conditions else None),
+        dtype=args.dtype,
+        cache_dir=args.cache_dir,
+    )
+
+
+def random_model(
+    args: ModelArguments, path: str, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """A model of random weights: of `model.config`, over what is at `path` or `config_name`.
+
+    Raises:
+        OptionError: transformers refuses the config.
+    """
     values = dict(args.config)
     try:
         if "model_type" in values:
-            model_config = AutoConfig.for_model(
-                **{
-                    "vocab_size": len(tokenizer),
-                    "bos_token_id": tokenizer.bos_token_id,
-                    "eos_token_id": tokenizer.eos_token_id,
-                    "pad_token_id": tokenizer.pad_token_id,
-                    **values,
-                }
-            )
+            special = ("bos_token_id", "eos_token_id", "pad_token_id")
+            ids = {name: getattr(tokenizer, name) for name in special}
+            config = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **ids, **values})
         else:
             source = loading.resolve(args.config_name or path)
-            model_config = loading.load_config(source, cache_dir=args.cache_dir)
-            model_config.update(values)
-            model_config = type(model_config).from_dict(model_config.to_dict())  # checks itself
-        if getattr(model_config, "is_encoder_decoder", False):
-            start = getattr(model_config, "decoder_start_token_id", None)
+            config = loading.load_config(source, cache_dir=args.cache_dir)
+            config.update(values)
+            config = type(config).from_dict(config.to_dict())  # checks itself
+        if getattr(config, "is_encoder_decoder", False):
+            start = getattr(config, "decoder_start_token_id", None)
             if start is None:  # T5 begins its answers with the padding token
-                model_config.decoder_start_token_id = model_config.pad_token_id
-        adapter_class(model_config)
-        model = loading.auto_class(model_config).from_config(
-            model_config, dtype=loading.parse_dtype(args.dtype)
-        )
+                config.decoder_start_token_id = config.pad_token_id
+        adapter_class(config)
+        dtype = loading.parse_dtype(args.dtype)
+        model: PreTrainedModel = loading.auto_class(config).from_config(config, dtype=dtype)
     except GistkitError:
         raise
     except Exception as error:  # configs check themselves, each family with errors of its own
         raise OptionError(f"model.config: {' '.join(str(error).split())[:300]}") from error
-    model.generation_config = GenerationConfig.from_model_config(model_config)
-    return begin(model, tokenizer)
+    model.generation_config = GenerationConfig.from_model_config(config)
+    return model
 
 
 def set_attention(model: GistModel, name: str | None) -> None:
-    """Let the model compute attention in this way; None leaves what transformers chose.
+    """Choose how the model computes attention; None leaves what transformers chose.
 
-    Packed rows want "flex_attention" on a GPU: its block mask skips what no token sees. All ways
-    read one mask definition (`gistkit.masks`).
+    Packed rows benefit from "flex_attention" on a GPU: its block mask skips what no token sees. All
+    implementations read one mask definition (`gistkit.masks`).
 
     Raises:
         OptionError: the model's family has no such attention, or cannot train with it here.
@@ -98,6 +106,39 @@ def set_attention(model: GistModel, name: str | None) -> None:
         raise OptionError(f"model.attention={name}: {reason}; give sdpa or eager") from error
 
 
+def add_adapter(model: GistModel, config: TrainingConfig) -> "LoraModel":
+    """Freeze `model` and give it a new adapter; `model.hf_model` stays the same object.
+
+    Raises:
+        MissingExtraError: PEFT is not installed.
+        OptionError: the base could not be loaded again with the adapter.
+    """
+    from gistkit.models import lora
+
+    args, start = config.lora, config.model
+    assert args is not None
+    if not start.pretrained:
+        raise OptionError(
+            "training.lora adapts trained weights, and model.pretrained=false has none to load "
+            "again; train all weights (training.lora=null)"
+        )
+    if start.tokenizer_name is not None:
+        raise OptionError("training.lora keeps the model's own tokenizer; drop tokenizer_name")
+    base = start.model_name_or_path
+    adapted = lora.add(
+        model.hf_model,
+        model.gist_id,
+        base=str(Path(base).resolve()) if Path(base).is_dir() else base,
+        r=args.r,
+        alpha=args.alpha,
+        dropout=args.dropout,
+        target_modules=args.target_modules,
+    )
+    trained, everything = adapted.get_nb_trainable_parameters()
+    log.warning("LoRA trains %s of %s parameters", f"{trained:,}", f"{everything:,}")
+    return adapted
+
+
 def trained_before(config: TrainingConfig) -> GistConfig:
     """What the model to start from says it was trained for; empty for a plain one."""
     args = config.model
@@ -107,7 +148,7 @@ def trained_before(config: TrainingConfig) -> GistConfig:
 
 
 def check_trained(config: TrainingConfig) -> None:
-    """Raise OptionError where a model is only to be evaluated, for what it was not trained for."""
+    """Raise OptionError if a model is only to be evaluated, for what it was not trained for."""
     before, gist = trained_before(config), config.gist
     trained = (
         ("num_gist_tokens", before.num_gist_tokens, gist.num_gist_tokens),
@@ -121,7 +162,7 @@ def check_trained(config: TrainingConfig) -> None:
             )
 
 
-def _say(ks: Sequence[int], conditions: Sequence[str]) -> str:
+def _show(ks: Sequence[int], conditions: Sequence[str]) -> str:
     return f"k={_join(ks)} under {_join(conditions)}"
 
 
@@ -134,7 +175,7 @@ def base_path(args: ModelArguments) -> str:
 
     Raises:
         OptionError: a revision of a folder.
-        ModelNotFoundError: there is none of that name.
+        ModelNotFoundError: there is no model of that name.
     """
     path = loading.resolve(args.model_name_or_path)
     if args.model_revision == "main":
@@ -145,33 +186,7 @@ def base_path(args: ModelArguments) -> str:
 
 
 def read_tokenizer(name: str, args: ModelArguments) -> PreTrainedTokenizerBase:
-    """A model's tokenizer, or "tasks": the one trained on the generated tasks, made anew."""
+    """A model's tokenizer, or "tasks": one that is trained here on the generated tasks."""
     if name == TASKS_TOKENIZER:
         return train_tokenizer(tasks.corpus(0, n=8000))
     return loading.load_tokenizer(loading.resolve(name), cache_dir=args.cache_dir)
-
-
-def read_splits(config: TrainingConfig) -> tuple[list[Example], dict[str, list[Example]]]:
-    """Training rows and validation splits, cut to the numbers asked for.
-
-    Validation is shuffled with seed 42 first, as published, so that a cut is a fair sample and the
-    rows of an output file come in the published order.
-    """
-    splits = read_data(config.data)
-    train = splits.pop("train", [])[: config.max_train_samples]
-    return train, {
-        name: shuffled(rows, 42)[: config.max_eval_samples] for name, rows in splits.items()
-    }
-
-
-def output_folder(config: TrainingConfig) -> Path:
-    """Where the run writes: `training.output_dir`, made when missing."""
-    default = f"exp/{config.wandb.group}/{config.wandb.name}"
-    folder = Path(str(config.hf.get("output_dir") or default))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SaveError(
-            f"training.output_dir: cannot make {folder}: {error.strerror}; choose another folder"
-        ) from error
-    return folder

@@ -1,15 +1,19 @@
 """Hugging Face's Trainer, which steps on gist batches and evaluates by generation.
 
-The loop, mixed precision, checkpoints, resume, DeepSpeed and logging are the Trainer's own.
+The loop, mixed precision, checkpoints, resume, DeepSpeed and logging are the Trainer's own; the
+order of the rows is not, because it must follow from the seed alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from random import Random
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from gistkit.data.collate import Batch, TrainingRows
 from gistkit.data.tokenized import TokenizedRows
@@ -19,10 +23,10 @@ from gistkit.models.inputs import move
 from gistkit.training.distributed import first_does, whole_weights, without_zero3
 from gistkit.training.objectives import CrossEntropy, Objective, Step
 from gistkit.training.safety import SafeTrainer
-from gistkit.training.sampler import GroupedLengthSampler, OrderedLengthSampler
 
 Evaluate = Callable[[GistModel, int], dict[str, float]]
 """(model, step) -> scores named `{split}_{metric}`."""
+WINDOW = 40  # batches
 
 
 class GistTrainer(SafeTrainer):
@@ -35,7 +39,7 @@ class GistTrainer(SafeTrainer):
         in_order: keep the order of the data (see `OrderedLengthSampler`).
         adapted: `gist_model.hf_model` inside a LoRA adapter, if only that is trained.
         base: a context in which the adapter does nothing.
-        start: a frozen copy of what the run starts from, where the objective's teacher is that.
+        start: a frozen copy of what the run starts from, if that is the objective's teacher.
         kwargs: the Trainer's own.
     """
 
@@ -88,7 +92,7 @@ class GistTrainer(SafeTrainer):
         """Scores named `eval_{split}_{metric}`, logged and handed to the callbacks."""
         if self.evaluate_splits is None:
             return {}
-        self._place_for_evaluation()
+        self._prepare_evaluation()
         self.gist_model.weights_changed()
         self.gist_model.hf_model.eval()
         evaluate, step = self.evaluate_splits, self.state.global_step
@@ -102,12 +106,12 @@ class GistTrainer(SafeTrainer):
         )
         return metrics
 
-    def _place_for_evaluation(self) -> None:
-        """Outside of training: the model on its device, in half precision where that is asked.
+    def _prepare_evaluation(self) -> None:
+        """Outside of training: put the model on its device, in half precision if asked for.
 
-        Hugging Face leaves both to its own evaluation loop. Parameters alone are rounded: in
-        bfloat16 the buffers of rotary embeddings would turn by wrong angles. Shards stay as they
-        are.
+        Hugging Face does both in its own evaluation loop. Only parameters are rounded: in bfloat16
+        the buffers of rotary embeddings would rotate by wrong angles. Sharded models are left
+        unchanged.
         """
         args, model = self.args, self.gist_model.hf_model
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
@@ -125,11 +129,12 @@ class GistTrainer(SafeTrainer):
         assert folder is not None
         self.gist_model.save_gist_files(Path(folder))
 
-    def save_merged(self, adapted: Any) -> None:
-        """Put the adapter into the weights and save a plain gist model in the output folder."""
+    def save_merged(self) -> None:
+        """Merge the adapter into the weights and save a plain gist model in the output folder."""
         from gistkit.models import lora  # needs an extra
 
-        lora.merge(adapted)
+        assert isinstance(self.model, lora.LoraModel)
+        lora.merge(self.model)
         if self.args.should_save:
             assert self.args.output_dir is not None
             self.gist_model.save_pretrained(self.args.output_dir)
@@ -145,3 +150,62 @@ class GistTrainer(SafeTrainer):
         if self.args.train_sampling_strategy == "group_by_length":
             return GroupedLengthSampler(dataset.lengths, size, seed)
         return super()._get_train_sampler(dataset)
+
+
+class OrderedLengthSampler(Sampler[int]):
+    """Row numbers, batch after batch; keeps the order of the data but for rows of like length.
+
+    A data set that grows harder is a curriculum only while its order is kept; padding is small only
+    if a batch holds like lengths. So rows are sorted by length within windows of the data's order,
+    and the batches of a window are shuffled.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows of a batch.
+        seed: of the shuffle inside windows.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = Random(self.seed)
+        width = WINDOW * self.batch_size
+        for start in range(0, len(self.lengths), width):
+            window = range(start, min(start + width, len(self.lengths)))
+            rows = sorted(window, key=lambda row: self.lengths[row])
+            batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+            full = [batch for batch in batches if len(batch) == self.batch_size]
+            rng.shuffle(full)
+            for batch in full + batches[len(full) :]:
+                yield from batch
+
+
+class GroupedLengthSampler(Sampler[int]):
+    """Hugging Face's grouping by length, in an order that follows from seed and epoch alone.
+
+    Theirs draws from the global random state, so a run resumed in a later epoch would see other
+    batches than an uninterrupted one.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = list(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))

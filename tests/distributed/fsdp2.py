@@ -13,10 +13,10 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from gistkit.checkpoints.consolidate import consolidate
 from gistkit.model import GistModel
 from gistkit.testing import tiny_gist_model
 from gistkit.training.distributed import first_does, leave_at_exit, whole_weights
+from gistkit.training.shards import consolidate
 
 
 def step(model: GistModel) -> None:

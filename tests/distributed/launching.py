@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from gistkit.model import GistModel
-from gistkit.training.jsonl import LOG_NAME, read_lines
+from gistkit.training.reporting import LOG_NAME, read_lines
 
 RUN = [
     "+experiment=tiny",

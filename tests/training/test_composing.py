@@ -3,11 +3,22 @@
 import re
 
 import pytest
+from transformers import TrainingArguments
 
 from gistkit.cli import main
+from gistkit.data.sets import TaskConfig
 from gistkit.errors import MissingExtraError
 from gistkit.training import composing
-from gistkit.training.settings import MAIN, Setting, groups, help_text, read
+from gistkit.training.settings import (
+    HUGGING_FACE,
+    MAIN,
+    GistArguments,
+    Setting,
+    groups,
+    help_text,
+    page,
+    settings,
+)
 
 
 def complaint(capfd: pytest.CaptureFixture[str], command: str) -> str:
@@ -106,25 +117,28 @@ def test_options_reach_hydra_as_they_came(monkeypatch: pytest.MonkeyPatch) -> No
     assert composing.flags(request) == ["--cfg", "job", "--package", "x"]
 
 
-def test_comments_of_a_yaml_file_are_read() -> None:
-    text = """\
-# head
-defaults:
-  - a
-one: 1 # the first. Published: 2
-two:
-  # spread over
-  # lines
-
-  three: 3
-  # kept
-  # together. Published: apart.
-  four: [4]
-  five: "5" # a string
-"""
-    assert list(read(text)) == [
-        Setting("one", "1", "the first", "2"),
-        Setting("two.three", "3", "", ""),
-        Setting("two.four", "[4]", "kept together", "apart"),
-        Setting("two.five", '"5"', "a string", ""),
-    ]
+def test_help_comes_from_the_fields() -> None:
+    """Ours, those of generated tasks, Hugging Face's, and published keys; defaults of the YAML."""
+    found = {one.key: one for one in settings()}
+    for kind, section in ((GistArguments, "training.gist"), (TaskConfig, "data.tasks")):
+        for name, field in kind.__dataclass_fields__.items():
+            one = found[f"{section}.{name}"]
+            assert (one.meaning, one.published) == (
+                field.metadata["help"],
+                field.metadata["published"],
+            )
+    theirs = TrainingArguments.__dataclass_fields__["fp16"].metadata["help"]
+    assert found["training.fp16"].meaning == " ".join(theirs.split()).removesuffix(".")
+    assert found["training.optim"] == Setting(
+        "training.optim", "adamw_torch_fused", *HUGGING_FACE["optim"]
+    )
+    assert found["wandb.entity"] == Setting(
+        "wandb.entity", "null", "user or team; null is the account's own", "jayelm"
+    )
+    assert found["data.tasks.stages"].default == '[["mixed", 0, 20000]]'
+    assert found["model.use_auth_token"].meaning.startswith("no effect: ")
+    shown = page({"adam_beta1": "`0.9`", "run_name": "`None`"})
+    assert "| `wandb.entity` | `null` | user or team; null is the account's own | jayelm |" in shown
+    assert "| `training.adam_beta1` | `0.9` |  |" in shown
+    assert "| `training.run_name` | `None` | no effect: wandb.name" in shown
+    assert "| `training.no_cuda` | `training.use_cpu` |" in shown

@@ -131,7 +131,7 @@ def test_a_published_key_has_its_default_or_the_page_says_otherwise(key: str) ->
 
 def test_the_debug_experiment() -> None:
     config = parsed("+experiment=debug")
-    assert (config.wandb.group, config.max_eval_samples) == ("debug-alpaca-plus", 10)
+    assert (config.wandb.group, config.data.max_eval_samples) == ("debug-alpaca-plus", 10)
     assert config.gist.num_gist_tokens == (2,)
     assert config.model.model_name_or_path == "google/flan-t5-small"
     assert config.overwrite_output_dir

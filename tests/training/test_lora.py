@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from gistkit import GistModel
 from gistkit.errors import MissingExtraError, ModelNotFoundError, OptionError
 from gistkit.models import lora
-from gistkit.training.arguments import parse_config
-from gistkit.training.lora import LoraArguments, parse_lora
+from gistkit.training.arguments import parse_config, parse_lora
+from gistkit.training.settings import LoraArguments
 from tests.training.tiny_runs import raw, refused, save_base, train
 
 TEXTS = ["Be kind.", "Answer in one word, please.", "No."]
@@ -187,7 +187,7 @@ def test_a_run_merged_and_a_run_apart(family: str, tmp_path: Path) -> None:
     assert GistModel.from_pretrained(tmp_path / "more").config.num_gist_tokens == (2, 1)
 
 
-def test_a_lora_run_goes_on_as_if_never_interrupted(tmp_path: Path) -> None:
+def test_a_lora_run_resumes_as_if_never_interrupted(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     options = {"lora": {"r": 4, "dropout": 0.2, "merge": False}, "lr_scheduler_type": "constant"}
     train(base, tmp_path / "whole", **options)
@@ -261,7 +261,7 @@ def test_without_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "gistkit.models.lora")
     monkeypatch.delattr("gistkit.models.lora", raising=False)
     monkeypatch.setitem(sys.modules, "peft", None)
-    from gistkit.training.lora import add_adapter
+    from gistkit.training.start import add_adapter
 
     with pytest.raises(MissingExtraError, match=r"pip install 'gistkit\[lora\]'"):
-        add_adapter(GistModel.from_base(base), config.lora, config.model)
+        add_adapter(GistModel.from_base(base), config)

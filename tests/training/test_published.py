@@ -7,8 +7,9 @@ import pytest
 from transformers import Seq2SeqTrainingArguments
 
 from gistkit.errors import OptionError
+from gistkit.paper.keys import LLAMA_DEBUG, RETIRED, UNUSED, translate
 from gistkit.training.arguments import parse_config
-from gistkit.training.published import IGNORED, LLAMA_DEBUG, RETIRED, UNUSED, translate
+from gistkit.training.settings import IGNORED
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,21 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gistkit.errors import MissingExtraError, OptionError, SaveError
-from gistkit.training import tracking
 from gistkit.training.arguments import TrainingConfig, parse_config
-from gistkit.training.display import Display, clock, score_lines
-from gistkit.training.jsonl import JsonLines, Reporter, read_lines
-from gistkit.training.plot import draw
-from gistkit.training.reporting import reporting
+from gistkit.training.reporting import (
+    Display,
+    JsonLines,
+    clock,
+    plot_curves,
+    read_lines,
+    reporting,
+    score_lines,
+    trackers,
+    why_not_wandb,
+)
 
 EVAL = {"eval_unseen_loss": 2.0, "eval_unseen_rougeL": 31.5, "eval_seen_rougeL": 40.0}
 
@@ -24,11 +30,13 @@ def args(tmp_path: Path) -> TrainingArguments:
     return TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
 
 
-def begin(reporter: Reporter, args: TrainingArguments, state: TrainerState) -> None:
+def begin(reporter: TrainerCallback, args: TrainingArguments, state: TrainerState) -> None:
     reporter.on_train_begin(args, state, TrainerControl())
 
 
-def tell(reporter: Reporter, args: TrainingArguments, state: TrainerState, **logs: float) -> None:
+def tell(
+    reporter: TrainerCallback, args: TrainingArguments, state: TrainerState, **logs: float
+) -> None:
     state.log_history.append({**logs, "step": state.global_step})
     reporter.on_log(args, state, TrainerControl(), logs=logs)
 
@@ -146,12 +154,12 @@ def test_scores_and_times() -> None:
 
 def test_the_picture(args: TrainingArguments, tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    assert draw(path) is None
+    assert plot_curves(path) is None
     log = JsonLines(path)
     for step in (1, 2, 3):
         tell(log, args, state(step), loss=3.0 / step)
     tell(log, args, state(3), **EVAL)
-    picture = draw(path)
+    picture = plot_curves(path)
     assert picture == tmp_path / "training.png"
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -187,22 +195,22 @@ def no_wandb_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_without_a_key_wandb_is_off_and_one_line_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert tracking.trackers(config(report_to="wandb"), tmp_path) == []
+    assert trackers(config(report_to="wandb"), tmp_path) == []
     (line,) = caplog.messages
     assert line.startswith("Weights & Biases is off: no API key; set WANDB_API_KEY")
 
 
 @pytest.mark.usefixtures("no_wandb_settings")
 def test_what_turns_wandb_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert tracking.why_not_wandb() is not None
+    assert why_not_wandb() is not None
     (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password key\n")
-    assert tracking.why_not_wandb() is None
+    assert why_not_wandb() is None
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert tracking.why_not_wandb() is not None
+    assert why_not_wandb() is not None
     monkeypatch.setenv("WANDB_API_KEY", "key")
-    assert tracking.why_not_wandb() is None
+    assert why_not_wandb() is None
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert tracking.why_not_wandb() == "WANDB_MODE=disabled"
+    assert why_not_wandb() == "WANDB_MODE=disabled"
 
 
 @pytest.mark.parametrize("package", ["wandb", "tensorboard"])
@@ -210,6 +218,6 @@ def test_a_missing_package_is_named(
     package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    monkeypatch.setattr("gistkit.training.reporting.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'gistkit\[{package}\]'"):
-        tracking.trackers(config(report_to=package), tmp_path)
+        trackers(config(report_to=package), tmp_path)

@@ -1,4 +1,4 @@
-"""A run killed at any moment goes on as if never killed: same losses, same weights, bit by bit.
+"""A run killed at any moment resumes as if never killed: same losses, same weights, bit by bit.
 
 Children are forked, so that none has to import torch first, and end by SIGKILL.
 """
@@ -23,7 +23,6 @@ from transformers.trainer_callback import TrainerState
 from gistkit.training import checkpoints
 from tests.training.tiny_runs import losses, save_base, train
 
-# Three epochs of four steps; checkpoints are within epochs, and between two lines of the log.
 # Three epochs of four steps; checkpoints lie within epochs and between two lines of the log.
 LONG: dict[str, Any] = {
     "max_steps": 11,
@@ -110,7 +109,7 @@ def test_killed_between_checkpoints(base: Path, tmp_path: Path, order: str) -> N
 
 
 @pytest.mark.slow
-def test_an_encoder_decoder_goes_on_as_well(t5: Path, tmp_path: Path) -> None:
+def test_an_encoder_decoder_resumes_as_well(t5: Path, tmp_path: Path) -> None:
     train(t5, tmp_path / "whole", **LONG)
     folder = tmp_path / "killed"
     until_killed(

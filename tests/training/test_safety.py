@@ -43,7 +43,7 @@ class Spoil(TrainerCallback):
 @pytest.mark.parametrize(
     ("what", "part"), [("weights", "the loss is nan"), ("gradient", "the gradient's norm is nan")]
 )
-def test_a_loss_or_gradient_that_is_no_number(
+def test_a_loss_or_gradient_that_is_not_a_number(
     base: Path, tmp_path: Path, what: str, part: str
 ) -> None:
     config = parse_config(raw(base, tmp_path, save_steps=1))
@@ -147,12 +147,12 @@ def test_a_run_does_not_remove_the_checkpoint_it_starts_from(finished: Path) -> 
     assert checkpoints.read_seal(last) is not None
 
 
-def test_a_folder_with_a_model_of_no_run(base: Path, tmp_path: Path) -> None:
+def test_a_folder_with_a_model_that_was_not_trained_there(base: Path, tmp_path: Path) -> None:
     other = save_base(tmp_path / "other")
     assert "config.json without run.json" in refused(base, other)
 
 
-def test_what_may_change_when_a_run_goes_on(base: Path, tmp_path: Path) -> None:
+def test_what_may_change_when_a_run_resumes(base: Path, tmp_path: Path) -> None:
     train(base, tmp_path, max_steps=2)
     free = {"logging_steps": 2, "save_steps": 1, "save_total_limit": 3, "weight_decay": 0.0}
     train(base, tmp_path, max_steps=3, do_eval=True, **free)
@@ -160,14 +160,14 @@ def test_what_may_change_when_a_run_goes_on(base: Path, tmp_path: Path) -> None:
     assert checkpoints.last_whole(tmp_path) == tmp_path / "checkpoint-3"
 
 
-def test_overwriting_starts_anew(base: Path, tmp_path: Path) -> None:
+def test_overwriting_starts_over(base: Path, tmp_path: Path) -> None:
     train(base, tmp_path, max_steps=4)
     train(base, tmp_path, max_steps=1, learning_rate=0.5, overwrite_output_dir=True)
     assert [one.name for one in checkpoints.checkpoints(tmp_path)] == ["checkpoint-1"]
     assert sorted(losses(tmp_path)) == [1]
 
 
-def test_going_on_from_a_checkpoint_by_name(base: Path, tmp_path: Path) -> None:
+def test_resuming_from_a_checkpoint_by_name(base: Path, tmp_path: Path) -> None:
     train(base, tmp_path / "old", max_steps=4)
     first = str(tmp_path / "old/checkpoint-2")
     train(base, tmp_path / "new", max_steps=4, resume_from_checkpoint=first)
@@ -191,7 +191,7 @@ def test_a_checkpoint_without_its_optimizer(base: Path, tmp_path: Path) -> None:
     train(base, tmp_path, max_steps=1, overwrite_output_dir=True)
 
 
-def test_checkpoints_of_somebody_else(base: Path, tmp_path: Path) -> None:
+def test_checkpoints_of_another_program(base: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint-7").mkdir()
     assert "without a readable run.json" in refused(base, tmp_path)
 
@@ -220,7 +220,7 @@ def data(folder: Path, instructions: Sequence[str]) -> dict[str, Any]:
     return {"dataset_name": "json", "train_file": str(file), "tasks": {}}
 
 
-def test_a_batch_with_nothing_left_is_passed_over(base: Path, tmp_path: Path) -> None:
+def test_a_batch_with_nothing_left_is_skipped(base: Path, tmp_path: Path) -> None:
     rows = [*["Be kind."] * 3, LONG]
     options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "max_steps": 2}
     train(base, tmp_path / "some", data=data(tmp_path, rows), **options)

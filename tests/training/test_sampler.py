@@ -1,4 +1,4 @@
-from gistkit.training.sampler import WINDOW, OrderedLengthSampler
+from gistkit.training.trainer import WINDOW, OrderedLengthSampler
 
 
 def test_every_row_once_in_its_window() -> None:

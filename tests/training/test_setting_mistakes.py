@@ -57,7 +57,7 @@ def test_a_value_that_means_nothing(
     assert told.count("\n") == 1
 
 
-def test_a_shape_that_does_not_fit_is_told_before_the_first_step(
+def test_a_shape_that_does_not_fit_is_reported_before_the_first_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
@@ -86,7 +86,7 @@ def test_a_best_checkpoint_needs_validation_rows(tmp_path: Path) -> None:
         check_best_metric(asked.training_arguments(tmp_path), {})
 
 
-def test_a_score_nobody_computes_is_forgotten_where_no_checkpoint_is_chosen(tmp_path: Path) -> None:
+def test_a_score_that_is_not_computed_is_dropped_if_no_checkpoint_is_chosen(tmp_path: Path) -> None:
     args = config(metric_for_best_model="unseen_rougeL").training_arguments(tmp_path)
     check_best_metric(args, {"validation": []})
     assert args.metric_for_best_model is None
@@ -96,13 +96,13 @@ def test_one_split_needs_no_list() -> None:
     assert parse_config({"data": {"splits": "train"}}).data.splits == ("train",)
 
 
-def test_a_run_that_keeps_no_model_says_so(
+def test_a_run_that_saves_no_model_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ends = ["training.do_eval=false", "training.eval_strategy=no", "training.save_strategy=no"]
     ends += ["training.load_best_model_at_end=false", f"training.output_dir={tmp_path}"]
     assert main(["train", *SMALL, *ends]) == 0
-    assert "the trained model is not kept: training.save_strategy=no" in capsys.readouterr().out
+    assert "the trained model is not saved: training.save_strategy=no" in capsys.readouterr().out
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gistkit.training.arguments import WandbArguments
 from gistkit.training.job import run
+from gistkit.training.settings import WandbArguments
 from tests.training.test_job import config, make_evaluate
 
 NAMES = WandbArguments(tag="mine", group="mine-gist-1tok", name="mine-gist-1tok-run-1")

@@ -66,7 +66,7 @@ def run(
     config: TrainingConfig, evaluate: job.MakeEvaluate | None = None, **options: Any
 ) -> dict[str, float]:
     """Without the picture at the end, which takes longer than all the rest."""
-    with patch("gistkit.training.reporting.draw"):
+    with patch("gistkit.training.reporting.plot_curves"):
         return job.run(config, evaluate or make_evaluate, **options)
 
 

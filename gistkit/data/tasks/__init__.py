@@ -126,11 +126,12 @@ def corpus(seed: int, *, n: int = 20_000) -> Iterator[str]:
 def _families(name: str) -> list[Family]:
     if name == MIXED:
         return list(FAMILIES.values())
-    for one in name.split("+"):
-        if one not in FAMILIES:
+    names = name.split("+")
+    for family in names:
+        if family not in FAMILIES:
             known = ", ".join([*FAMILIES, MIXED])
-            raise DataError(f"unknown family {one!r}: choose among {known}, joined by +")
-    return [FAMILIES[one] for one in name.split("+")]
+            raise DataError(f"unknown family {family!r}: choose among {known}, joined by +")
+    return [FAMILIES[family] for family in names]
 
 
 def _example(family: Family, split: str, difficulty: int, rng: Random) -> Example:

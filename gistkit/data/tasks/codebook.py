@@ -46,8 +46,8 @@ class Codebook:
         codes = [fact for fact in facts if fact[0] != OTHER]
         rng.shuffle(codes)
         clauses = [
-            rng.choice(NEXT if place else FIRST).format(label=label, key=key)
-            for place, (key, label) in enumerate(codes)
+            rng.choice(NEXT if number else FIRST).format(label=label, key=key)
+            for number, (key, label) in enumerate(codes)
         ]
         clauses.append(rng.choice(ELSE).format(label=dict(facts)[OTHER]))
         text = clauses[0]

@@ -51,14 +51,14 @@ class Notice:
 
     def answer(self, facts: Facts, input: str) -> str:
         """The parts that the instruction lays down, always in the same order."""
-        said = dict(facts)
+        values = dict(facts)
         words = input.split()
         host = next(word for word in words if word in NAMES)
         event = next(word for word in words if word in EVENTS)
         parts = [f"{event} by {host}"]
         for fact, before in (("day", "on"), ("hour", "at"), ("place", "in the")):
-            if fact in said:
-                parts.append(f"{before} {said[fact]}")
-        if "item" in said:
-            parts.append(f"bring a {said['item']}")
+            if fact in values:
+                parts.append(f"{before} {values[fact]}")
+        if "item" in values:
+            parts.append(f"bring a {values['item']}")
         return " ".join(parts)

@@ -47,7 +47,7 @@ class Pick:
     def facts(self, difficulty: int, rng: Random) -> Facts:
         """Draw a field for each step of difficulty, and as many things to write around them."""
         fields = rng.sample(sorted(FIELDS), difficulty)
-        facts = [(f"field {place}", field) for place, field in enumerate(fields, 1)]
+        facts = [(f"field {number}", field) for number, field in enumerate(fields, 1)]
         extras: dict[str, tuple[str, ...]] = {"first": LABELS, "last": LABELS}
         if difficulty > 1:
             extras["joiner"] = tuple(JOINERS)
@@ -82,11 +82,11 @@ class Pick:
 
     def answer(self, facts: Facts, input: str) -> str:
         """The fields, joined, between the first and the last word."""
-        said = dict(facts)
+        values = dict(facts)
         fields = _read(input)
         picked = [fields[value] for fact, value in facts if fact.startswith("field")]
-        joined = JOINERS[said["joiner"]].join(picked) if "joiner" in said else " ".join(picked)
-        return " ".join(part for part in (said.get("first"), joined, said.get("last")) if part)
+        joined = JOINERS[values["joiner"]].join(picked) if "joiner" in values else " ".join(picked)
+        return " ".join(part for part in (values.get("first"), joined, values.get("last")) if part)
 
 
 def _read(sentence: str) -> dict[str, str]:

@@ -68,20 +68,20 @@ class Reply:
 
     def answer(self, facts: Facts, input: str) -> str:
         """The parts that the instruction asks for, always in the same order."""
-        said = dict(facts)
+        values = dict(facts)
         words = input.split()
         customer = next(word for word in words if word in NAMES)
         thing = next(word for word in words if word in NOUNS)
         parts = [
-            f"{said['greeting']} {customer}" if "greeting" in said else customer,
-            f"one {said['colour']} {thing}" if "colour" in said else f"one {thing}",
+            f"{values['greeting']} {customer}" if "greeting" in values else customer,
+            f"one {values['colour']} {thing}" if "colour" in values else f"one {thing}",
         ]
-        if "price" in said:
-            parts.append(f"{said['price']} coins")
-        if "goodbye" in said:
-            parts.append(said["goodbye"])
-        if "name" in said:
-            parts.append(said["name"])
-        if "city" in said:
-            parts.append(said["city"])
+        if "price" in values:
+            parts.append(f"{values['price']} coins")
+        if "goodbye" in values:
+            parts.append(values["goodbye"])
+        if "name" in values:
+            parts.append(values["name"])
+        if "city" in values:
+            parts.append(values["city"])
         return ", ".join(parts)

@@ -92,16 +92,16 @@ class Rewrite:
 
     def answer(self, facts: Facts, input: str) -> str:
         """Order and case first, then what stands between and around the words."""
-        said = dict(facts)
+        values = dict(facts)
         words = input.split()
-        if said.get("order") == "reverse":
+        if values.get("order") == "reverse":
             words = words[::-1]
-        if said.get("order") == "rotate":
+        if values.get("order") == "rotate":
             words = words[1:] + words[:1]
-        if "case" in said:
+        if "case" in values:
             words = [word.upper() for word in words]
-        joined = JOINERS[said["joiner"]].join(words) if "joiner" in said else " ".join(words)
-        return " ".join(part for part in (said.get("first"), joined, said.get("last")) if part)
+        joined = JOINERS[values["joiner"]].join(words) if "joiner" in values else " ".join(words)
+        return " ".join(part for part in (values.get("first"), joined, values.get("last")) if part)
 
 
 def _clause(fact: str, value: str, rng: Random) -> str:

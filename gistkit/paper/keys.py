@@ -1,9 +1,9 @@
-"""Keys of the published configs that are called otherwise today, or that mean nothing any more.
+"""Keys of the 2023 system's configuration that have another name today, or no meaning.
 
     raw config ── translate ──> the same run in today's keys; a log line for each without effect
 
-Every key of the published configs is accepted. `RETIRED` also holds the keys that Hugging Face's
-training arguments had then and have no more.
+Every key of the published configuration is accepted. `gistkit.training.arguments` calls `translate`
+for a configuration with keys that it does not know.
 """
 
 import logging
@@ -24,7 +24,7 @@ RENAMED: Mapping[str, str] = MappingProxyType(
         "push_to_hub_token": "hub_token",
     }
 )
-"""Keys of `training`: published name -> today's. Where both are given the published name wins."""
+"""Keys of `training`: published name -> today's. If both are given the published name wins."""
 
 REPLACED: Mapping[str, str] = MappingProxyType(
     {
@@ -52,33 +52,15 @@ RETIRED: Mapping[str, str] = MappingProxyType(
         ),
         **dict.fromkeys(
             ("sharded_ddp", "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap"),
-            "training.fsdp and training.fsdp_config take its place",
+            "training.fsdp and training.fsdp_config replace it",
         ),
-        "torchdynamo": "training.torch_compile takes its place",
+        "torchdynamo": "training.torch_compile replaces it",
     }
 )  # fmt: skip
 """Keys of `training` without effect -> why."""
 
-IGNORED: Mapping[str, str] = MappingProxyType(
-    {
-        **dict.fromkeys(
-            ("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object",
-             "eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics"),
-            "evaluation has a loop of its own",
-        ),
-        **dict.fromkeys(("label_names", "length_column_name"), "rows have no columns"),
-        **dict.fromkeys(
-            ("run_name", "project", "trackio_space_id", "trackio_bucket_id",
-             "trackio_static_space_id"),
-            "wandb.name and wandb.project name a run",
-        ),
-        "do_predict": "gistkit evaluate answers any split",
-        "sortish_sampler": "training.train_sampling_strategy=group_by_length takes its place",
-        "generation_config": "training.generation_max_length and generation_num_beams set it",
-        "logging_nan_inf_filter": "a loss that is no number ends the run",
-    }
-)  # fmt: skip
-"""Keys of Hugging Face's arguments today that mean nothing to this trainer -> why."""
+NAMES = (*RENAMED, *REPLACED, *RETIRED)
+"""Keys of `training` that Hugging Face's arguments had in 2023 and do not have today."""
 
 UNUSED: Mapping[str, Mapping[str, tuple[Any, str]]] = MappingProxyType(
     {
@@ -94,7 +76,7 @@ UNUSED: Mapping[str, Mapping[str, tuple[Any, str]]] = MappingProxyType(
 """Keys of the other sections without effect -> published default, why."""
 
 QUIET = {"include_inputs_for_metrics": True}
-"""Values that the published configs give to retired keys: nothing is said about those."""
+"""Values that the published configuration gives to retired keys; no line is logged for them."""
 
 LLAMA_DEBUG: Mapping[str, Any] = MappingProxyType(
     {
@@ -108,19 +90,55 @@ LLAMA_DEBUG: Mapping[str, Any] = MappingProxyType(
 )
 """What `model.llama_debug=true` builds."""
 
+PROFILERS = ("pytorch", "deepspeed")
+BENCHMARK_KEYS: Mapping[str, tuple[Any, str]] = MappingProxyType(
+    {
+        "do_benchmarking": (
+            False, "instead of evaluating, measure the human split with the cache and without",
+        ),
+        "do_benchmarking_sanity_checks": (
+            False, "before, check that the cache changes no activation",
+        ),
+        "benchmarking_output_file": (
+            "benchmarking-outputs.csv", "CSV for `gistkit benchmark report`",
+        ),
+        "benchmarking_profiler": ("pytorch", "or deepspeed"),
+        "benchmarking_prompt_caching": (False, "cache whole instructions instead of gists"),
+        "max_benchmarking_samples": (256, "number of examples to measure at most"),
+    }
+)  # fmt: skip
+"""Keys of `training` -> default, help."""
+
+NOTES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "deepspeed": ("the published README's name for `training.deepspeed`", ""),
+        "model.llama_debug": (
+            "random weights of the published debug shape; needs model.pretrained=false",
+            "the same, with a LLaMA tokenizer from disk",
+        ),
+        "training.gist.add_gist_token": ("false is refused", "false trains without gist tokens"),
+        "training.include_inputs_for_metrics": (
+            f"no effect: {RETIRED['include_inputs_for_metrics']}", "",
+        ),
+        **{
+            f"{section}.{key}": (f"no effect: {why}", "")
+            for section, unused in UNUSED.items()
+            for key, (_, why) in unused.items()
+        },
+        **{f"training.{key}": (help, "") for key, (_, help) in BENCHMARK_KEYS.items()},
+    }
+)  # fmt: skip
+"""Published keys that `conf/config.yaml` still lists -> help, and what differs."""
+
 log = logging.getLogger(__name__)
 
 
-def published_names() -> tuple[str, ...]:
-    """Keys of `training` that Hugging Face's arguments have no more, ours not among them."""
-    return (*RENAMED, *REPLACED, *RETIRED)
-
-
 def translate(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A composed config without published keys that go by another name today, or by none.
+    """A composed config without published keys that have another name today, or no meaning.
 
     Raises:
-        OptionError: `model.llama_debug` with pretrained weights.
+        OptionError: `model.llama_debug` with pretrained weights; training without gist tokens; a
+            benchmark setting that is out of range.
     """
     result = {key: value for key, value in raw.items() if key != "deepspeed"}
     if raw.get("training"):
@@ -133,22 +151,50 @@ def translate(raw: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def parse_benchmarking(training: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Values of `BENCHMARK_KEYS`, or None if no benchmark is asked for (raises OptionError)."""
+    if not training.get("do_benchmarking"):
+        return None
+    values = {
+        key: default if training.get(key) is None else training[key]
+        for key, (default, _) in BENCHMARK_KEYS.items()
+    }
+    if (profiler := values["benchmarking_profiler"]) not in PROFILERS:
+        raise OptionError(
+            f"training.benchmarking_profiler must be one of {', '.join(PROFILERS)}, "
+            f"not {profiler!r}"
+        )
+    samples = values["max_benchmarking_samples"]
+    if type(samples) is not int or samples < 1:
+        raise OptionError(f"training.max_benchmarking_samples must be at least 1, not {samples!r}")
+    return values
+
+
 def _training(raw: Mapping[str, Any], deepspeed: Any) -> dict[str, Any]:
-    old = {key: raw[key] for key in published_names() if raw.get(key) is not None}
-    result = {key: value for key, value in raw.items() if key not in published_names()}
+    parse_benchmarking(raw)  # checked before anything runs
+    dropped = {*NAMES, *BENCHMARK_KEYS}
+    result = {key: value for key, value in raw.items() if key not in dropped}
+    old = {key: raw[key] for key in NAMES if raw.get(key) is not None}
     for key, value in old.items():
         if key in RENAMED:
             result[RENAMED[key]] = value
         elif key in RETIRED and value != QUIET.get(key):
-            say_unused(f"training.{key}", RETIRED[key])
+            _warn(f"training.{key}", RETIRED[key])
     if old.get("group_by_length"):
         result["train_sampling_strategy"] = "group_by_length"
     if old.get("adafactor"):
         result["optim"] = "adafactor"
-    if result.get("optim") == "adamw_hf":  # its implementation left transformers
+    if result.get("optim") == "adamw_hf":  # transformers dropped its implementation
         result["optim"] = "adamw_torch_fused"
     if deepspeed is not None and result.get("deepspeed") is None:
         result["deepspeed"] = deepspeed
+    if "add_gist_token" in (result.get("gist") or {}):
+        gist = {**result["gist"]}
+        if gist.pop("add_gist_token") is not True:
+            raise OptionError(
+                "training.gist.add_gist_token=false is not supported: no gist, no mask"
+            )
+        result["gist"] = gist
     return result
 
 
@@ -160,9 +206,6 @@ def _model(raw: Mapping[str, Any]) -> dict[str, Any]:
                 "model.llama_debug builds a model of random weights; give model.pretrained=false"
             )
         result["config"] = {**LLAMA_DEBUG, **(raw.get("config") or {})}
-    if raw.get("config_name") and raw.get("pretrained", True):
-        say_unused("model.config_name", "pretrained weights come with their config")
-        result["config_name"] = None
     return result
 
 
@@ -171,10 +214,9 @@ def _without_unused(
 ) -> dict[str, Any]:
     for key, (default, reason) in keys.items():
         if raw.get(key, default) not in (default, None):
-            say_unused(f"{section}.{key}", reason)
+            _warn(f"{section}.{key}", reason)
     return {key: value for key, value in raw.items() if key not in keys}
 
 
-def say_unused(key: str, reason: str) -> None:
-    """One line for a setting that changes nothing."""
+def _warn(key: str, reason: str) -> None:
     log.warning("%s has no effect: %s", key, reason)

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from gistkit.checkpoints.consolidate import consolidate, make_plain
-from gistkit.checkpoints.shards import find_shards, read_shards
 from gistkit.cli import main
 from gistkit.errors import ModelNotFoundError, OptionError
 from gistkit.model import GistModel
 from gistkit.testing import tiny_gist_model
+from gistkit.training.shards import consolidate, find_shards, make_plain, read_shards
 
 FAMILIES = ["llama", "t5"]
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from gistkit.errors import OptionError, PromptError
 
-if (
-    TYPE_CHECKING
-):  # transformers takes seconds to import; data needs only Example
+if TYPE_CHECKING:  # transformers takes seconds to import; data needs only Example
     from transformers import PreTrainedTokenizerBase
 
 GIST_TOKEN = "<GIST>"

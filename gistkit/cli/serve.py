@@ -13,7 +13,6 @@ from typing import Annotated
 import typer
 
 from gistkit.cli.compress import Device, Precision
-from gistkit.cli.request import choose_device
 from gistkit.cli.run import emit, quiet_libraries, refuse_given, say
 from gistkit.cli.store import Place
 from gistkit.errors import MissingExtraError, OptionError
@@ -254,7 +253,7 @@ def serve(
                     endpoint=endpoint or (),
                     compressor="vllm" if compressor is Compressor.vllm else "transformers",
                     precision=precision.value,
-                    device=choose_device(device.value),
+                    device=device.value,
                     vllm_args=vllm_args or "",
                     store_bytes=store_bytes,
                     cache_dir=cache_dir,
@@ -268,7 +267,7 @@ def serve(
             loaded = GistModel.from_pretrained(
                 model,
                 dtype=precision.value,
-                device=choose_device(device.value),
+                device=device.value,
                 cache_dir=cache_dir,
             )
             running = TransformersEngine(loaded, gists, name=name, kv_limit=kv_limit, **given)

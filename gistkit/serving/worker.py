@@ -24,7 +24,6 @@ import torch
 from gistkit.errors import BusyError, UnavailableError
 from gistkit.gist import Gist
 from gistkit.model import GistModel
-from gistkit.models.inputs import pad_left
 from gistkit.models.kv_batch import KVBatch
 from gistkit.serving.engine import StreamChunk
 from gistkit.serving.sampling import Sequence, sample
@@ -54,9 +53,8 @@ class Batch:
     def begin(cls, model: GistModel, requests: Seq[Request], end_ids: Collection[int]) -> Self:
         """Read each prompt once, all in one pass: all with a gist, or all without."""
         prompts = [request.prepared for request in requests]
-        pad_id, device = int(model.tokenizer.pad_token_id), model.hf_model.device
-        ids, padding = pad_left([prompt.ids for prompt in prompts], pad_id, device)
-        gists = [p.gist.to(device=device) for p in prompts if p.gist is not None]
+        ids, padding = model.pad([prompt.ids for prompt in prompts])
+        gists = [p.gist.to(device=ids.device) for p in prompts if p.gist is not None]
         prefix = Gist.stack(gists) if gists else None
         rows = model.adapter.begin(ids, padding, prefix, gist_id=model.gist_id)
         owners = [row for row, prompt in enumerate(prompts) for _ in range(prompt.sampling.n)]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gistkit.errors import GistFileError
 from gistkit.gist import Gist, Provenance
-from gistkit.gistfile import MAX_HEADER, GistFile, map_bytes
+from gistkit.gistfile import MAX_HEADER, GistFile, read_file
 
 
 def gist_of(*, size: int, dtype: torch.dtype = torch.float32, layers: int = 1) -> Gist:
@@ -115,7 +115,7 @@ def test_a_file_of_holes_takes_no_memory(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
 
 
-def test_mapped_files_keep_no_descriptor_and_are_private(tmp_path: Path) -> None:
+def test_files_that_were_read_keep_no_descriptor_and_are_private(tmp_path: Path) -> None:
     path = gist_of(size=3).save(tmp_path / "g")
     folder = Path("/proc/self/fd")
     before = len(list(folder.iterdir())) if folder.exists() else 0
@@ -133,7 +133,7 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(gist_of(size=3).save(tmp_path / "g"))
     for name in ("pipe", "link", "."):
         with pytest.raises(OSError, match="no ordinary file"):
-            map_bytes(tmp_path / name, follow_symlinks=False)
+            read_file(tmp_path / name, follow_symlinks=False)
     assert Gist.load(tmp_path / "link").lengths == (1,)
 
 

@@ -21,7 +21,7 @@ def test_time_passes(store: GistStore, pair: Make, clock: Clock, tmp_path: Path)
     assert store.find(key.id) is None
     assert [entry.id for entry in store.entries()] == [other.id]
     assert store.gc()["expired"] == 1
-    assert not store._tiers.disk.folder.path(key.id).exists()
+    assert not store._disk.path(key.id).exists()
     with GistStore(tmp_path / "short", ttl=5) as short:
         short.put(key, gist)
         short.put(other, second, ttl=50)

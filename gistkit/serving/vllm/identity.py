@@ -13,7 +13,7 @@ from typing import Self
 
 from gistkit.fidelity.reading import end_tokens
 from gistkit.model import GistModel
-from gistkit.store.key import tokenizer_fingerprint
+from gistkit.store.entry import tokenizer_fingerprint
 
 NAMELESS = (
     "it does not say what it runs; start it with the command that `gistkit serve --engine vllm "

@@ -239,8 +239,7 @@ class Gist(Prefix):
             GistFileError: no such file, not a gist, another format version, truncated, or changed
                 since it was written.
         """
-        gist = cls.from_file(GistFile.open(path, check=check_front))
-        return replace(gist, tensors={n: t.clone().to(device) for n, t in gist.tensors.items()})
+        return cls.from_file(GistFile.open(path, check=check_front)).to(device=device)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> "Gist":

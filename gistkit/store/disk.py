@@ -72,6 +72,7 @@ class Disk:
         except FAILURES as error:
             if not self.gists.is_dir():
                 raise self._error(error) from error
+            self.writable = False
             with self._saving():
                 self._check_links()
                 self.index = Index(None)
@@ -148,7 +149,7 @@ class Disk:
 
         def commit(index: Index) -> bool:
             index.delete(id)
-            removed = self._unlink(id)
+            removed = _unlink(self.path(id))
             if removed:
                 sync_folder(self.gists)
             return removed
@@ -194,7 +195,7 @@ class Disk:
 
         def commit(index: Index) -> None:
             for id in index.expired(now):
-                removed["expired"] += self._unlink(id)
+                removed["expired"] += _unlink(self.path(id))
                 index.delete(id)
             for id in index.files().keys() - self._files().keys():
                 removed["missing"] += 1
@@ -290,6 +291,7 @@ class Disk:
             try:  # it may have been mounted read-only, and no longer be
                 self._open()
             except FAILURES as error:
+                self.writable = False
                 raise SaveError(
                     f"the store {self.root} cannot be written; check its permissions"
                 ) from error
@@ -357,7 +359,7 @@ class Disk:
         if size and missing > 0:
             self._check_fits(size, missing + self.max_bytes - size)
         for victim in victims:
-            self._unlink(victim)
+            _unlink(self.path(victim))
             index.delete(victim)
         index.use({}, {"evictions": len(victims)} if victims else {})
         return len(victims)
@@ -366,15 +368,8 @@ class Disk:
         if self.max_bytes is not None and size + pinned > self.max_bytes:
             raise SaveError(
                 f"a gist of {size} bytes does not fit into {self.root}: its quota is "
-                f"{self.max_bytes} bytes, {pinned} of them pinned; raise it or unpin some"
+                f"{self.max_bytes} bytes, {pinned} of them pinned; raise `max_bytes` or unpin some"
             )
-
-    def _unlink(self, id: str) -> bool:
-        try:
-            self.path(id).unlink()
-        except FileNotFoundError:
-            return False
-        return True
 
     def _run(self, action: Callable[[Index], T], *, change: bool = False) -> T:
         """Ask or change the index; one that is lost or damaged is made again first."""
@@ -451,6 +446,14 @@ class Disk:
             f"could not write to the store {self.root}: {reason}; "
             "free space or choose another place"
         )
+
+
+def _unlink(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _stamp(status: os.stat_result) -> Stamp:

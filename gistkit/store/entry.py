@@ -11,7 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -78,7 +78,7 @@ class GistKey:
     @cached_property
     def id(self) -> str:
         """64 hex digits: SHA-256 over all attributes."""
-        return _sha256({"version": VERSION, **asdict(self)})
+        return _sha256({"version": VERSION, **self.to_json()})
 
     def check(self, gist: Gist) -> None:
         """Raise GistMismatchError unless `gist` can be this key's: one row, model, template, k."""
@@ -95,7 +95,8 @@ class GistKey:
                 raise GistMismatchError(f"this gist has another {what} than its key: {other}")
 
     def to_json(self) -> Mapping[str, Any]:
-        return {**asdict(self), "tokens": list(self.tokens)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "tokens": list(self.tokens)}  # `asdict` would copy each of them deeply
 
     @classmethod
     def from_json(cls, value: object) -> "GistKey":

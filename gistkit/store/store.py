@@ -15,7 +15,6 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from gistkit.errors import GistFileError, GistMismatchError, OptionError, SaveError
@@ -178,7 +177,7 @@ class GistStore:
         record = self._record(id)
         if content_id(gist) != content_id(record.gist):
             raise GistMismatchError(f"this is not the gist {id}")
-        self._rewrite(record, gist, record.entry)
+        self._rewrite(record, gist)
 
     def get_or_compress(
         self,
@@ -255,12 +254,13 @@ class GistStore:
             GistFileError: there is none.
             SaveError: it could not be written.
         """
-        self._relabel(id, pinned=pinned)
+        self._rewrite(self._record(id), pinned=pinned)
 
     def expire(self, id: str, ttl: float | None) -> None:
         """Have a gist expire in `ttl` seconds; None: never (raises as `pin`)."""
         lasts = _check_ttl(ttl)
-        self._relabel(id, expires=None if lasts is None else time.time() + lasts)
+        expires = None if lasts is None else time.time() + lasts
+        self._rewrite(self._record(id), expires=expires)
 
     def verify(self) -> dict[str, Any]:
         """Read every gist; damaged ones go to quarantine. {"checked": n, "damaged": [ids]}.
@@ -314,12 +314,7 @@ class GistStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _compress(
@@ -396,21 +391,19 @@ class GistStore:
         self._memory.remove(id)
         return written is not None
 
-    def _relabel(self, id: str, **changes: Any) -> None:
-        record = self._record(id)
-        entry = replace(record.entry, **changes)
-        if entry != record.entry or record.stamp is None:  # what is in memory alone may fit now
-            self._rewrite(record, record.gist, entry)
-
     def _record(self, id: str) -> Record:
         record, _ = self._look(check_id(id))
         if record is None:
             raise self._nothing(id)
         return record
 
-    def _rewrite(self, record: Record, gist: Gist, entry: Entry) -> None:
+    def _rewrite(self, record: Record, gist: Gist | None = None, **changes: Any) -> None:
+        entry = replace(record.entry, **changes)
+        if gist is None and entry == record.entry and record.stamp is not None:
+            return  # what is in memory alone is written: it may fit now
         label = {name: getattr(entry, name) for name in ("created", "expires", "pinned")}
-        if not self._write(Record.of(entry.id, record.key, gist, **label), over=record):
+        rewritten = Record.of(entry.id, record.key, gist or record.gist, **label)
+        if not self._write(rewritten, over=record):
             raise self._nothing(entry.id)
 
     def _nothing(self, id: str) -> GistFileError:

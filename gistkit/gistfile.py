@@ -159,7 +159,7 @@ def read_file(
     with os.fdopen(os.open(path, flags), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         first = file.read(8)
-        front = first + file.read(front_length(first) - 8)
+        front = first + file.read(max(min(front_length(first), size) - 8, 0))
         opened = GistFile.of(front, path, size=size)
         if check is not None:
             check(opened)

@@ -85,15 +85,37 @@ def write_folder(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
             write(Path(name))
             for file in sorted(Path(name).rglob("*")):
-                place = target / file.relative_to(name)
+                path_within = target / file.relative_to(name)
                 if file.is_dir():
-                    place.mkdir(parents=True, exist_ok=True)
+                    path_within.mkdir(parents=True, exist_ok=True)
                 else:
-                    place.parent.mkdir(exist_ok=True)
-                    file.replace(place)
+                    path_within.parent.mkdir(exist_ok=True)
+                    file.replace(path_within)
     except FAILURES as error:
         raise _save_error(target, error) from error
     return target
+
+
+def write_new(path: Path, data: bytes | memoryview) -> None:
+    """Write a file that must not exist yet, and flush it to disk (raises OSError)."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # as umask allows
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk, as after a rename (raises OSError)."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _save_error(target: Path, error: Exception) -> SaveError:

@@ -12,7 +12,7 @@ A gist file is safetensors whose metadata holds one JSON header with the SHA-256
     8 bytes: n | n bytes of JSON: {"__metadata__": {"gist": header}, name: entry, ...} | tensors
 
 Files come from anywhere. All sizes are checked against each other before memory is taken; tensors
-are views of the mapped file; a change of any bit is noticed, of the padding and the digest too.
+are views of the bytes that were read; any changed bit is noticed, padding and digest included.
 Knows nothing about models or tokenizers.
 
 Shapes: B batch, K tokens kept (the longest row), H heads, D head size, N layers.
@@ -25,7 +25,7 @@ import operator
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -254,8 +254,7 @@ class Gist(Prefix):
             GistFileError: no such file, not a gist, another format version, truncated, or changed
                 since it was written.
         """
-        gist = cls.from_file(GistFile.open(path))
-        return replace(gist, tensors={n: t.clone().to(device) for n, t in gist.tensors.items()})
+        return cls.from_file(GistFile.open(path, check=check_front)).to(device=device)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> "Gist":
@@ -309,23 +308,22 @@ class GistFile:
     entries: Mapping[str, "_Entry"]
 
     @classmethod
-    def open(cls, path: PathLike, *, follow_symlinks: bool = True) -> "GistFile":
-        """Map a file. No descriptor stays open, and tensors are read when they are used.
-
-        Change such files by renaming only: what is cut from a mapped file kills its readers.
+    def open(
+        cls, path: PathLike, *, check: "Callable[[GistFile], object] | None" = None
+    ) -> "GistFile":
+        """Read a file, once `check` has accepted its front (see `read_file`).
 
         Raises:
             GistFileError: no such file, not a gist file, or its sizes do not fit.
         """
         try:
-            data = map_bytes(path, follow_symlinks=follow_symlinks)
+            return read_file(path, check=check)
         except FileNotFoundError as error:
             raise GistFileError(
                 f"no gist file at {path}; compress an instruction and save its gist"
             ) from error
         except OSError as error:
             raise GistFileError(f"no gist file at {path}: {error.strerror or error}") from error
-        return cls.of(data, path)
 
     @classmethod
     def of(cls, data: Tensor | bytes, path: PathLike, *, size: int | None = None) -> "GistFile":
@@ -386,21 +384,41 @@ class GistFile:
         return found
 
 
-def map_bytes(path: PathLike, *, follow_symlinks: bool = True) -> Tensor:
-    """A file's bytes [n] uint8, mapped privately and read when they are used.
+def read_file(
+    path: PathLike,
+    *,
+    check: Callable[[GistFile], object] | None = None,
+    front_only: bool = False,
+    follow_symlinks: bool = True,
+) -> GistFile:
+    """Read a file's front, and the rest once its sizes fit and `check` has not raised.
+
+    It is copied, not mapped: truncating a mapped file kills its readers (SIGBUS).
 
     Raises:
         OSError: no such file, no regular one (IsADirectoryError), or it cannot be read.
+        GistFileError: not a gist file, or its sizes do not fit.
     """
-    found = Path(path).stat(follow_symlinks=follow_symlinks)
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(Path(path).stat(follow_symlinks=follow_symlinks).st_mode):
         raise IsADirectoryError(f"{path} is no regular file")
-    if not found.st_size:
-        return torch.empty(0, dtype=torch.uint8)
-    try:
-        return torch.from_file(os.fspath(path), False, found.st_size, dtype=torch.uint8)
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow_symlinks else os.O_NOFOLLOW)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        first = file.read(8)
+        front = first + file.read(max(min(front_length(first), size) - 8, 0))
+        opened = GistFile.of(front, path, size=size)
+        if check is not None:
+            check(opened)
+        if front_only:
+            return opened
+        try:
+            data = torch.empty(size, dtype=torch.uint8)
+        except RuntimeError as error:  # more than there is memory
+            raise OSError(str(error)) from error
+        data[: len(front)] = opened.data
+        if file.readinto(data[len(front) :].numpy().data) != size - len(front):
+            raise damaged(path, "it is cut off")
+    return replace(opened, data=data)
 
 
 def front_length(first: bytes) -> int:

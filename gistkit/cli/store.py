@@ -1,4 +1,4 @@
-"""`gistkit store`: look at the kept gists, and tend them."""
+"""`gistkit store`: list stored gists and maintain the store."""
 
 import time
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ Place = Annotated[
         help="Folder or URL (s3://...); default: $GISTKIT_STORE, or ~/.cache/gistkit/gists.",
     ),
 ]
-Id = Annotated[str, typer.Argument(metavar="ID", help="An id, or how it begins (see store ls).")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="An id, or its first digits (see store ls).")]
 Json = Annotated[bool, typer.Option("--json", help="Report as one JSON object.")]
 
-store = typer.Typer(name="store", help="Look at the kept gists, and tend them.")
+store = typer.Typer(name="store", help="List stored gists and maintain the store.")
 
 
 @store.callback(invoke_without_command=True)
@@ -56,13 +56,13 @@ def list_gists(place: Place = None, json: Json = False) -> None:
 def put(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Made by gistkit compress --save.")],
     place: Place = None,
-    pin: Annotated[bool, typer.Option("--pin", help="Never evict it for room.")] = False,
+    pin: Annotated[bool, typer.Option("--pin", help="Never evict it.")] = False,
     ttl: Annotated[float | None, typer.Option(help="Seconds until it expires.")] = None,
     json: Json = False,
 ) -> None:
-    """Check a gist file, keep it, and print its id.
+    """Check a gist file, store it, and print its id.
 
-    It is found by that id alone: whether it is the gist of some instruction, no file can prove.
+    It is found by that id alone: a file cannot prove which instruction it was made from.
     """
     from gistkit.gist import Gist
 
@@ -75,11 +75,11 @@ def put(
 @store.command()
 def get(
     id: Id,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.")],
     place: Place = None,
     json: Json = False,
 ) -> None:
-    """Write a gist as a file for gistkit compress --gist, without what the store knows of it."""
+    """Write a gist to a file for gistkit compress --gist, without the store's own data."""
     with open_store(place) as opened:
         id = whole_id(opened, id)
         written = opened.load(id).save(output)
@@ -88,7 +88,7 @@ def get(
 
 @store.command()
 def rm(
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids, or how they begin.")],
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids, or their first digits.")],
     place: Place = None,
     json: Json = False,
 ) -> None:
@@ -104,10 +104,10 @@ def rm(
 def pin(
     id: Id,
     place: Place = None,
-    off: Annotated[bool, typer.Option("--off", help="Take the pin away.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Unpin it.")] = False,
     json: Json = False,
 ) -> None:
-    """Keep a gist from being evicted for room."""
+    """Protect a gist from eviction."""
     with open_store(place) as opened:
         id = whole_id(opened, id)
         opened.pin(id, not off)
@@ -116,7 +116,7 @@ def pin(
 
 @store.command()
 def verify(place: Place = None, json: Json = False) -> None:
-    """Read every gist, and put the damaged ones into quarantine. Status 1 where there were any."""
+    """Read every gist and quarantine damaged ones. Exits with status 1 if there were any."""
     with open_store(place) as opened:
         found = opened.verify()
     damaged = found["damaged"]
@@ -127,7 +127,7 @@ def verify(place: Place = None, json: Json = False) -> None:
         + "".join(f"\n{i}" for i in damaged)
     )
     if damaged:
-        say("damaged gists are in quarantine; they are compressed again when next asked for")
+        say("damaged gists are in quarantine; they are compressed again when next requested")
         raise typer.Exit(1)
 
 
@@ -137,7 +137,7 @@ def gc(
     max_bytes: Annotated[int | None, typer.Option(help="Evict down to this many bytes.")] = None,
     json: Json = False,
 ) -> None:
-    """Remove what expired, what killed writers left, and rows of files that are gone."""
+    """Remove expired gists, leftovers of killed writers, and index rows without a file."""
     with open_store(place, max_bytes=max_bytes) as opened:
         removed = opened.gc()
     emit(_report(**removed) if json else ", ".join(f"{n} {what}" for what, n in removed.items()))
@@ -145,23 +145,23 @@ def gc(
 
 @store.command()
 def stats(place: Place = None) -> None:
-    """Entries, bytes, hits, misses, evictions and quarantined files as one JSON object."""
+    """Print entries, bytes, hits, misses, evictions and quarantined files as JSON."""
     with open_store(place) as opened:
         emit(_report(**opened.stats()))
 
 
 def open_store(place: str | None, *, make: bool = False, **options: Any) -> "GistStore":
-    """The store at `place`, or the default one (raises GistFileError where there is none)."""
+    """The store at `place`, or the default one (raises GistFileError if there is none)."""
     from gistkit.store import GistStore
 
     place = GistStore.default_place() if place is None else place
     if not make and "://" not in place and not (Path(place) / "gists").is_dir():
-        raise GistFileError(f"no store at {place}; gistkit store put makes one")
+        raise GistFileError(f"no store at {place}; gistkit store put creates one")
     return GistStore(place, **options)
 
 
 def whole_id(opened: "GistStore", start: str) -> str:
-    """The one id that begins like this (raises OptionError, GistFileError)."""
+    """The id that begins with `start` (raises OptionError, GistFileError)."""
     if len(start) == 64:
         if opened.find(start) is None:
             raise GistFileError(f"no gist {start} in {opened.place}; see gistkit store ls")

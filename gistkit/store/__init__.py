@@ -1,7 +1,6 @@
-"""Gists kept by what they are made of, in memory and in a folder; see docs/store.md."""
+"""Gists by what they are made of, in memory, in a folder and at a URL; see docs/store.md."""
 
-from gistkit.store.entry import Entry
-from gistkit.store.key import GistKey
+from gistkit.store.entry import Entry, GistKey
 from gistkit.store.store import GistStore
 
 __all__ = ["Entry", "GistKey", "GistStore"]

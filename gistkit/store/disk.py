@@ -1,27 +1,34 @@
-"""The folder tier: files and their index as one, for many processes at once.
+"""The folder tier: whole files and their index, for many processes at once.
 
-    write   new file, fsync ── lock ── room by eviction ── rename, fsync ── row ── commit
+    gists/<id>.safetensors    the gists; other names are left alone
+    new/                      files being written; left over if their writer is killed
+    quarantine/               damaged files, with the time in their names
+    index.sqlite, lock        bookkeeping
+
+    write   new file, fsync ── transaction: evict ── rename, fsync ── row ── commit
     read    the file alone decides; the index only learns that it was used
 
-A kill between any two of these steps leaves a file without a row, which is adopted, or a row
-without a file, which counts for nothing. Knows nothing about memory and remote places.
+A kill between any two of these steps leaves a file without a row, which the next process adds, or a
+row without a file, which counts for nothing.
 """
 
 import fcntl
 import os
+import secrets
 import sqlite3
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from gistkit.errors import GistFileError, SaveError
-from gistkit.gist import GistFile, map_bytes
-from gistkit.store.entry import Entry, read_entry
-from gistkit.store.folder import Folder, Found, Stamp
+from gistkit.files import sync_folder, write_new
+from gistkit.gist import check_front, damaged, read_file
+from gistkit.store.entry import SUFFIX, Entry, Record, Stamp, file_name, id_of, read_entry
 from gistkit.store.index import Index, is_damage
 
 T = TypeVar("T")
@@ -29,85 +36,110 @@ T = TypeVar("T")
 NOTED = 256
 DELAY = 5.0
 """Uses are written down once there are so many, or after so many seconds."""
+LEFTOVER = 3600.0
+"""Seconds after which a file in `new` belongs to a writer that was killed."""
+MAGIC = b"SQLite format 3\0"
 
 FAILURES = (OSError, sqlite3.Error)
 
 
 class Disk:
-    """Checked files below `root` with at most `max_bytes` of them (None: no limit).
+    """Checked files below `root`, at most `max_bytes` of them (None: no limit).
 
-    A folder that cannot be written is read all the same.
+    A folder that cannot be written is read all the same, and written as soon as it can be.
 
     Raises:
         SaveError: there is no folder, and it cannot be made.
     """
 
+    name = "disk"
+
     def __init__(self, root: Path, max_bytes: int | None) -> None:
         self.root = root
         self.max_bytes = max_bytes
+        self.gists, self.new, self.quarantine = (
+            root / name for name in ("gists", "new", "quarantine")
+        )
+        self.writable = False
         self._used: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
         self._noted = time.monotonic()
-        self._lock = threading.Lock()
-        self._renewing = threading.Lock()
-        self.writable = True
+        self._notes = threading.Lock()
+        self._indexing = threading.RLock()
         try:
-            self.folder = Folder(root)
-            with self._alone():
-                self._open_index()
+            self._open()
         except FAILURES as error:
-            self._open_read_only(error)
+            if not self.gists.is_dir():
+                raise self._error(error) from error
+            self.writable = False
+            with self._saving():
+                self._check_links()
+                self.index = Index(None)
+            with self.reading():
+                self._add_rows()
 
-    def read(self, id: str) -> Found | None:
-        """The gist with this id; None: there is none, its time is over, or it cannot be read now.
-
-        Raises:
-            GistFileError: it was damaged, and is in quarantine now.
-        """
-        try:
-            stamp = self.folder.stamp(id)
-            found = None if stamp is None else self.folder.read(id, stamp)
-        except OSError:
-            return None
-        except GistFileError:
-            assert stamp is not None
-            self._set_aside(id, stamp)
-            raise
-        return None if found is None or found.entry.expired(time.time()) else found
+    def path(self, id: str) -> Path:
+        """Where the gist with this id is or would be."""
+        return self.gists / file_name(id)
 
     def stamp(self, id: str) -> Stamp | None:
         """Which file there is; None: none that can be seen."""
         try:
-            return self.folder.stamp(id)
+            return _stamp(self.path(id).lstat())
         except OSError:
             return None
 
-    def write(self, entry: Entry, data: bytes, *, again: bool = False) -> bool:
-        """Keep a gist's bytes; when this returns they survive a crash.
+    def read(self, id: str) -> Record | None:
+        """The gist with this id; None: there is none, it expired, or it cannot be read now.
+
+        Raises:
+            GistFileError: it was damaged, and is in quarantine now.
+        """
+        stamp = self.stamp(id)
+        if stamp is None:
+            return None
+        try:
+            file = read_file(self.path(id), check=check_front, follow_symlinks=False)
+            record = Record.read(id, file, stamp)
+        except IsADirectoryError as error:
+            self._set_aside(id, stamp)
+            raise damaged(self.path(id), "it is no ordinary file") from error
+        except OSError:
+            return None
+        except GistFileError:
+            self._set_aside(id, stamp)
+            raise
+        return None if record.entry.expired(time.time()) else record
+
+    def write(self, record: Record, *, replacing: bool = False) -> Record | None:
+        """Keep a gist; when this returns it survives a crash.
 
         Args:
-            again: only where there still is one with this id; False: there is none any more.
+            replacing: only over one with this id; None is returned if it is there no more.
 
         Raises:
             SaveError: no room by the quota or on the disk, or not writable.
         """
+        id, size = record.entry.id, len(record.data)
         with self._saving():
             self._check_writable()
-            self._check_fits(entry.num_bytes, 0)
-            written = self.folder.write(data)
+            self._check_fits(size, 0)
+            written = self.new / secrets.token_hex(16)
+            write_new(written, record.data)
 
-            def commit(index: Index) -> bool:
-                with index.transaction():
-                    if again and self.folder.stamp(entry.id) is None:
-                        return False
-                    self._make_room(index, entry.id, entry.num_bytes)
-                    if written.exists():  # else this is the second try, with a new index
-                        self.folder.name(written, entry.id)
-                    index.put(entry)
-                    return True
+            def commit(index: Index) -> Record | None:
+                if replacing and self.stamp(id) is None:
+                    return None
+                self._make_room(index, id, size)
+                if written.exists():  # else this is the second try, with a new index
+                    written.replace(self.path(id))
+                    sync_folder(self.gists)
+                stamp = _stamp(self.path(id).lstat())
+                index.put(replace(record.entry, last_used=time.time()), stamp[1])
+                return replace(record, stamp=stamp)
 
             try:
-                return self._run(commit)
+                return self._run(commit, change=True)
             finally:
                 written.unlink(missing_ok=True)
 
@@ -115,14 +147,80 @@ class Disk:
         """Delete a gist; False: there was none (raises SaveError)."""
 
         def commit(index: Index) -> bool:
-            with index.transaction():
-                removed = self.folder.remove(id)
-                index.delete(id)
+            index.delete(id)
+            removed = _unlink(self.path(id))
+            if removed:
+                sync_folder(self.gists)
             return removed
 
         with self._saving():
             self._check_writable()
-            return self._run(commit)
+            return self._run(commit, change=True)
+
+    def find(self, id: str) -> Entry | None:
+        """What is known of a gist, expired or not (raises GistFileError: damaged)."""
+        self.flush()
+        with self.reading():
+            stamp = self.stamp(id)
+            if stamp is None:
+                self.gists.stat()  # without a folder nothing is known
+                return None
+            row = self._run(lambda index: index.find(id, *stamp[1:]))
+            return row or self._describe(id, stamp)
+
+    def entries(self) -> list[Entry]:
+        """All gists, the last used first (raises GistFileError: they cannot be read)."""
+        self.flush()
+        with self.reading():
+            there = self._add_rows()
+            return [entry for entry in self._run(Index.entries) if entry.id in there]
+
+    def verify(self) -> tuple[set[str], set[str]]:
+        """Read everything; the ids that were read, and the damaged ones, now in quarantine."""
+        with self.reading():
+            ids = set(self._files())
+        wrong = set()
+        for id in ids:
+            try:
+                self.read(id)
+            except GistFileError:
+                wrong.add(id)
+        return ids, wrong
+
+    def collect(self) -> dict[str, int]:
+        """Remove what expired, rows without files, leftovers; counts (raises SaveError)."""
+        self.flush()
+        now, removed = time.time(), Counter(expired=0, missing=0, evicted=0, leftovers=0)
+
+        def commit(index: Index) -> None:
+            for id in index.expired(now):
+                removed["expired"] += _unlink(self.path(id))
+                index.delete(id)
+            for id in index.files().keys() - self._files().keys():
+                removed["missing"] += 1
+                index.delete(id)
+            removed["evicted"] += self._make_room(index, "", 0)
+
+        with self._saving():
+            self._check_writable()
+            self._add_rows()
+            self._run(commit, change=True)
+            for path in self.new.iterdir():
+                with suppress(FileNotFoundError):  # it has its name now
+                    if path.lstat().st_mtime < now - LEFTOVER:
+                        path.unlink()
+                        removed["leftovers"] += 1
+        return dict(removed)
+
+    def totals(self) -> dict[str, int]:
+        """Entries, bytes, pinned, files in quarantine, and all counts."""
+        self.flush()
+        with self.reading():
+            rows, size, pinned = self._run(Index.totals)
+            aside = len(list(self.quarantine.iterdir()))
+            counts = Counter(self._run(Index.counts))
+        counts.update(self._counts)  # what could not be written down
+        return {"entries": rows, "bytes": size, "pinned": pinned, "in_quarantine": aside, **counts}
 
     def used(self, id: str | None, *counts: str) -> None:
         """Note that a gist was used, and count; written down a little later, all together."""
@@ -131,8 +229,8 @@ class Disk:
             self.flush()
 
     def note(self, id: str | None, *counts: str) -> None:
-        """As `used`, and waits for no file."""
-        with self._lock:
+        """As `used`, but without touching a file."""
+        with self._notes:
             if id is not None:
                 self._used[id] = time.time()
             self._counts.update(counts)
@@ -143,150 +241,95 @@ class Disk:
         return len(self._used) >= NOTED or time.monotonic() - self._noted > DELAY
 
     def flush(self) -> None:
-        """Write down what was noted; where that fails, it waits for the next time."""
-        with self._lock:
+        """Write down what was noted; if that fails, it is kept for the next time."""
+        with self._notes:
             used, self._used = self._used, {}
             counts, self._counts = self._counts, Counter()
             self._noted = time.monotonic()
-
-        def commit(index: Index) -> None:
-            with index.transaction():
-                index.use(used, counts)
-
         if not used and not counts:
             return
         try:
-            self._run(commit)
+            self._run(lambda index: index.use(used, counts), change=True)
         except FAILURES:
-            with self._lock:
+            with self._notes:
                 self._used = {**used, **self._used}
                 self._counts.update(counts)
 
-    def find(self, id: str) -> Entry | None:
-        """What is known of a gist, its time over or not (raises GistFileError: damaged)."""
-        self.flush()
-        with self.reading():
-            if self.folder.stamp(id) is None:
-                self.folder.gists.stat()  # without a folder nothing is known
-                return None
-            return self._run(lambda index: index.find(id)) or self._describe(id)
-
-    def entries(self) -> list[Entry]:
-        """All gists, the last used first (raises GistFileError: it cannot be read)."""
-        self.flush()
-        with self.reading():
-            self.adopt()
-            there = self.folder.sizes()
-            return [entry for entry in self._run(Index.entries) if entry.id in there]
-
-    def adopt(self) -> None:
-        """Give every file its row, also where a killed writer has left another file's."""
-        rows = {entry.id: entry for entry in self._run(Index.entries)}
-        described = []
-        for id, size in self.folder.sizes().items():
-            if id not in rows or rows[id].num_bytes != size:
-                with suppress(GistFileError):  # it is in quarantine now
-                    described.append(self._describe(id))
-
-        def commit(index: Index) -> None:
-            with index.transaction():
-                for entry in described:
-                    if entry is not None and index.find(entry.id) == rows.get(entry.id):
-                        index.put(entry)
-
-        if described:
-            self._run(commit)
-
-    def collect(self) -> dict[str, int]:
-        """Remove what expired, rows without files, leftovers; counts (raises SaveError)."""
-        self.flush()
-        now, removed = time.time(), Counter(expired=0, missing=0, evicted=0, leftovers=0)
-
-        def commit(index: Index) -> None:
-            with index.transaction():
-                there = self.folder.sizes()
-                for entry in index.expired(now):
-                    removed["expired"] += self.folder.remove(entry.id)
-                    index.delete(entry.id)
-                for entry in index.entries():
-                    if entry.id not in there:
-                        removed["missing"] += 1
-                        index.delete(entry.id)
-                removed["evicted"] += self._make_room(index, "", 0)
-
-        with self._saving():
-            self._check_writable()
-            self.adopt()
-            self._run(commit)
-            for path in self.folder.leftovers(now):
-                path.unlink(missing_ok=True)
-                removed["leftovers"] += 1
-        return dict(removed)
-
-    def totals(self) -> dict[str, int]:
-        """Entries, bytes, pinned, files in quarantine, and all counts."""
-        self.flush()
-        with self.reading():
-            rows, size, pinned = self._run(Index.totals)
-            aside = len(self.folder.quarantined())
-            counts = Counter(self._run(Index.counts))
-        counts.update(self._counts)  # what could not be written down
-        return {"entries": rows, "bytes": size, "pinned": pinned, "in_quarantine": aside, **counts}
-
     def close(self) -> None:
-        """Write down what was noted, and let go of the index."""
+        """Write down what was noted, and close the index."""
         self.flush()
-        self.index.close()
+        with self._indexing:
+            self.index.close()
 
-    def _open_read_only(self, error: Exception) -> None:
-        if not (self.root / "gists").is_dir():
-            raise self._error(error) from error
-        with self._saving():
-            self.folder, self.index = Folder(self.root, make=False), Index(None)
-        self.writable = False
-        with self.reading():
-            self.adopt()
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Failures inside as GistFileError."""
+        try:
+            yield
+        except FAILURES as error:
+            raise GistFileError(f"the store {self.root} cannot be read: {error}") from error
 
-    def _make_room(self, index: Index, id: str, size: int) -> int:
-        if self.max_bytes is None:
-            return 0
-        _, total, _ = index.totals(but=id)
-        if total + size <= self.max_bytes:
-            return 0
-        victims = []
-        for entry in index.evictable(id, time.time()):
-            victims.append(entry.id)
-            total -= entry.num_bytes
-            if total + size <= self.max_bytes:
-                break
-        else:
-            if size:
-                self._check_fits(size, total)
-        for victim in victims:
-            self.folder.remove(victim, durably=False)
-            index.delete(victim)
-        index.use({}, {"evictions": len(victims)})
-        return len(victims)
+    def _open(self) -> None:
+        for folder in (self.root, self.gists, self.new, self.quarantine):
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+                sync_folder(folder.parent)
+        self._check_links()
+        with self._indexing, self._alone():
+            self._open_index()
+        self.writable = True
+        self._add_rows()
 
-    def _check_fits(self, size: int, pinned: int) -> None:
-        if self.max_bytes is not None and size + pinned > self.max_bytes:
-            raise SaveError(
-                f"a gist of {size} bytes does not fit into {self.root}: its quota is "
-                f"{self.max_bytes} bytes, {pinned} of them pinned; raise it or unpin some"
-            )
+    def _check_links(self) -> None:
+        for folder in (self.gists, self.new, self.quarantine):
+            if folder.is_symlink():
+                raise OSError(f"{folder} is a symbolic link")
 
     def _check_writable(self) -> None:
         if not self.writable:
-            raise SaveError(f"the store {self.root} cannot be written; check its permissions")
+            try:  # it may have been mounted read-only, and no longer be
+                self._open()
+            except FAILURES as error:
+                self.writable = False
+                raise SaveError(
+                    f"the store {self.root} cannot be written; check its permissions"
+                ) from error
 
-    def _describe(self, id: str) -> Entry | None:
-        stamp = self.folder.stamp(id)
-        if stamp is None:
-            return None
-        path = self.folder.path(id)
+    def _files(self) -> dict[str, tuple[int, int]]:
+        """Time of change and size of each file that has a gist's name, by id."""
+        found = {}
+        with os.scandir(self.gists) as files:
+            for file in files:
+                if (id := id_of(file.name)) is not None:
+                    with suppress(FileNotFoundError):
+                        status = file.stat(follow_symlinks=False)
+                        found[id] = status.st_mtime_ns, status.st_size
+        return found
+
+    def _add_rows(self) -> dict[str, tuple[int, int]]:
+        """Give each file its row, if it has none or another file's; all files."""
+        rows, files = self._run(Index.files), self._files()
+        described = {}
+        for id in files:
+            if files[id] != rows.get(id) and (stamp := self.stamp(id)) is not None:
+                with suppress(GistFileError):  # it is in quarantine now
+                    if (entry := self._describe(id, stamp)) is not None:
+                        described[id] = entry, stamp[1]
+
+        def commit(index: Index) -> None:
+            latest = index.files()
+            for id, (entry, mtime_ns) in described.items():
+                if latest.get(id) == rows.get(id):  # else another process was faster
+                    index.put(entry, mtime_ns)
+
+        if described:
+            self._run(commit, change=True)
+        return files
+
+    def _describe(self, id: str, stamp: Stamp) -> Entry | None:
         try:
-            file = GistFile.of(map_bytes(path, follow_symlinks=False), path)
-            return read_entry(id, file, num_bytes=stamp[2])
+            file = read_file(self.path(id), front_only=True, follow_symlinks=False)
+            return read_entry(id, file, num_bytes=stamp[2])[1]
         except IsADirectoryError:
             self._set_aside(id, stamp)
             return None
@@ -298,47 +341,83 @@ class Disk:
 
     def _set_aside(self, id: str, stamp: Stamp) -> None:
         def commit(index: Index) -> None:
-            with index.transaction():
-                if self.folder.stamp(id) == stamp:  # not written anew meanwhile
-                    self.folder.set_aside(id)
-                    index.delete(id)
-                    index.use({}, {"quarantined": 1})
+            if self.stamp(id) == stamp:  # else it was replaced meanwhile
+                self.path(id).rename(self.quarantine / f"{id}.{time.time_ns()}{SUFFIX}")
+                index.delete(id)
+                index.use({}, {"quarantined": 1})
 
         if self.writable:
             with suppress(*FAILURES):  # it stays where it is, and is never served
-                self._run(commit)
+                self._run(commit, change=True)
 
-    def _run(self, action: Callable[[Index], T]) -> T:
-        index = self.index
-        try:
-            return action(index)
-        except sqlite3.Error as error:
-            if not is_damage(error) or not self.writable:
-                raise
-        with self._renewing, self._alone():
-            if self.index is index:  # no other thread was quicker
-                index.close()
-                self._open_index(damaged=self._inode)
-        return action(self.index)
+    def _make_room(self, index: Index, id: str, size: int) -> int:
+        if self.max_bytes is None:
+            return 0
+        _, total, _ = index.totals(but=id)
+        victims, missing = index.victims(id, total + size - self.max_bytes, time.time())
+        if size and missing > 0:
+            self._check_fits(size, missing + self.max_bytes - size)
+        for victim in victims:
+            _unlink(self.path(victim))
+            index.delete(victim)
+        index.use({}, {"evictions": len(victims)} if victims else {})
+        return len(victims)
 
-    def _open_index(self, *, damaged: int | None = None) -> None:
-        path = self.root / "index.sqlite"
-        if damaged is not None and path.exists() and path.stat().st_ino == damaged:
-            self._set_index_aside(path)
+    def _check_fits(self, size: int, pinned: int) -> None:
+        if self.max_bytes is not None and size + pinned > self.max_bytes:
+            raise SaveError(
+                f"a gist of {size} bytes does not fit into {self.root}: its quota is "
+                f"{self.max_bytes} bytes, {pinned} of them pinned; raise `max_bytes` or unpin some"
+            )
+
+    def _run(self, action: Callable[[Index], T], *, change: bool = False) -> T:
+        """Ask or change the index; one that is lost or damaged is made again first."""
+        with self._indexing:
+            if self.writable and _inode(self._index_path) != self._inode:
+                self._make_index_again()
+            try:
+                return self._act(action, change)
+            except sqlite3.Error as error:
+                if not is_damage(error) or not self.writable:
+                    raise
+            self._make_index_again(damaged=True)
+            return self._act(action, change)
+
+    def _act(self, action: Callable[[Index], T], change: bool) -> T:
+        with self.index.transaction() if change else nullcontext():
+            return action(self.index)
+
+    @property
+    def _index_path(self) -> Path:
+        return self.root / "index.sqlite"
+
+    def _make_index_again(self, *, damaged: bool = False) -> None:
+        self.index.close()
+        with self._alone():
+            if damaged and _inode(self._index_path) == self._inode:
+                self._set_index_aside()
+            self._open_index()
+        self._add_rows()
+
+    def _open_index(self) -> None:
+        path = self._index_path
+        if not _is_database(path):
+            self._set_index_aside()
         try:
             self.index = Index(path)
         except sqlite3.Error as error:
             if not is_damage(error):
                 raise
-            self._set_index_aside(path)
+            self._set_index_aside()
             self.index = Index(path)
-        self._inode = path.stat().st_ino
-        if self.index.fresh:
-            self.adopt()
+        self._inode = _inode(path)
 
-    def _set_index_aside(self, path: Path) -> None:
-        path.rename(self.folder.aside / f"index.{time.time_ns()}.sqlite")
-        for end in ("-wal", "-shm"):
+    def _set_index_aside(self) -> None:
+        path = self._index_path
+        if path.exists() and path.stat().st_size:
+            path.rename(self.quarantine / f"index.{time.time_ns()}.sqlite")
+        path.unlink(missing_ok=True)
+        for end in ("-wal", "-shm"):  # SQLite would take them for the next one's
             path.with_name(path.name + end).unlink(missing_ok=True)
 
     @contextmanager
@@ -360,17 +439,36 @@ class Disk:
         except FAILURES as error:
             raise self._error(error) from error
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Failures inside as GistFileError."""
-        try:
-            yield
-        except FAILURES as error:
-            raise GistFileError(f"the store {self.root} cannot be read: {error}") from error
-
     def _error(self, error: Exception) -> SaveError:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         return SaveError(
             f"could not write to the store {self.root}: {reason}; "
             "free space or choose another place"
         )
+
+
+def _unlink(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _is_database(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except FileNotFoundError:
+        return False
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None

@@ -1,12 +1,13 @@
-"""GistStore: the one home of compressed instructions, for a process and for many.
+"""GistStore: where compressed instructions are kept, for one process or many.
 
-    get(key):   memory ──> folder (mapped, checked) ──> remote ──> None
+    get(key):   memory ──> folder (read, checked) ──> remote ──> None
     put(key):   remote ──> folder (fsync, rename, index); then it is acknowledged
 
-Knows nothing about serving. Safe from many threads and processes at once; not across `os.fork`
+Knows nothing about serving. Safe for many threads and processes at once; not across `os.fork`
 (open it in the child).
 """
 
+import hashlib
 import math
 import os
 import threading
@@ -14,23 +15,20 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from gistkit.errors import GistFileError, GistMismatchError, OptionError, SaveError
 from gistkit.gist import Gist
 from gistkit.single_flight import SingleFlight
-from gistkit.store.entry import Entry, Label, check_id, content_id
-from gistkit.store.folder import Found
-from gistkit.store.key import GistKey
-from gistkit.store.remote import Remote, cache_of
-from gistkit.store.tiers import Tiers
+from gistkit.store.disk import Disk
+from gistkit.store.entry import Entry, GistKey, Record, check_id, check_single, content_id
+from gistkit.store.tiers import Memory, Remote, Tier
 
 if TYPE_CHECKING:
     from gistkit.model import GistModel
 
 MEMORY = 256 * 2**20
-"""Bytes of activations kept in memory where nobody says how many."""
+"""Default bytes of activations kept in memory."""
 
 COUNTS = (
     *("hits_memory", "hits_disk", "hits_remote", "misses", "compressed", "unsaved"),
@@ -42,16 +40,16 @@ class GistStore:
     """Gists by their content address.
 
     Args:
-        place: a folder, made where there is none; or a URL that fsspec knows ("s3://bucket/gists",
-            "memory://gists"): then a local folder is the cache of it.
-        max_bytes: quota of the folder; beyond it the least recently used go, pinned ones never.
+        place: a folder, created if it is missing; or a URL that fsspec knows ("s3://bucket/gists",
+            "memory://gists"), with a local folder as its cache.
+        max_bytes: quota of the folder; the least recently used are evicted, pinned ones never.
         max_memory_bytes: quota of the memory tier; 0: none.
         ttl: seconds after which a gist expires; None: never.
         cache_dir: folder of the local cache of a URL; default below ~/.cache/gistkit/store.
 
     Raises:
         OptionError: an empty place, a number below zero, or no such kind of URL.
-        SaveError: the folder cannot be made.
+        SaveError: the folder cannot be created.
         MissingExtraError: what this kind of URL needs is not installed.
     """
 
@@ -71,62 +69,61 @@ class GistStore:
         if not self.place:  # as from a variable that is not set; the system takes it for "."
             raise OptionError("the store's place is empty; give a folder or a URL")
         self.ttl = _check_ttl(ttl)
-        remote = Remote(self.place) if "://" in self.place else None
-        self._tiers = Tiers(
-            Path(self.place) if remote is None else Path(cache_dir or cache_of(self.place)),
-            remote,
-            max_bytes=max_bytes,
-            max_memory_bytes=max_memory_bytes,
-        )
+        self._remote = Remote(self.place) if "://" in self.place else None
+        root = Path(self.place) if self._remote is None else Path(cache_dir or _cache(self.place))
+        self._disk = Disk(root, max_bytes)
+        self._memory = Memory(max_memory_bytes, self._disk.stamp)
+        self._tiers: list[Tier] = [self._memory, self._disk]
+        if self._remote is not None:
+            self._tiers.append(self._remote)
         self._flights = SingleFlight()
         self._compressing = threading.Lock()
 
     @staticmethod
     def default_place() -> str:
-        """$GISTKIT_STORE, else ~/.cache/gistkit/gists: where a place need not be named."""
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return os.environ.get("GISTKIT_STORE") or str(Path(home) / "gistkit" / "gists")
+        """$GISTKIT_STORE, else ~/.cache/gistkit/gists: the store if no place is given."""
+        return os.environ.get("GISTKIT_STORE") or str(_cache_home() / "gistkit" / "gists")
 
     def get(self, key: GistKey) -> Gist | None:
-        """The gist of `key`, on the CPU; None where there is none, it expired, or it is damaged.
+        """The gist of `key`, on the CPU; None if there is none, it expired, or it is damaged.
 
         A damaged file is moved to quarantine. Do not write into the tensors: callers share them.
         """
         try:
-            found, tier = self._tiers.look(key.id)
+            record, hit = self._look(key.id)
         except GistFileError:
-            found, tier = None, ""
-        if found is None or found.label.key != key:  # the same hash is not yet the same key
-            self._tiers.disk.used(None, "misses")
+            record, hit = None, ""
+        if record is None or record.key != key:  # the same hash is not yet the same key
+            self._disk.used(None, "misses")
             return None
-        self._tiers.disk.used(key.id, tier)
-        return found.gist
+        self._disk.used(key.id, hit)
+        return record.gist
 
     def held(self, key: GistKey) -> Gist | None:
-        """The gist of `key` if it is in memory; waits for nothing, so an event loop may ask.
+        """The gist of `key` if it is in memory; never blocks, so an event loop may call it.
 
         None where `get` has to look, and now and then where it only has to write down what was
         used.
         """
-        found = self._tiers.held(key.id)
-        if found is None or found.label.key != key or self._tiers.disk.due:
+        record = self._memory.read(key.id)
+        if record is None or record.key != key or self._disk.due:
             return None
-        self._tiers.disk.note(key.id, "hits_memory")
-        return found.gist
+        self._disk.note(key.id, "hits_memory")
+        return record.gist
 
     def load(self, id: str) -> Gist:
         """The gist with this id.
 
         Raises:
             OptionError: it is no id.
-            GistFileError: there is none (any more), or it was damaged and is now in quarantine.
+            GistFileError: there is none, or it was damaged and is now in quarantine.
         """
-        found, tier = self._tiers.look(check_id(id))
-        if found is None:
-            self._tiers.disk.used(None, "misses")
+        record, hit = self._look(check_id(id))
+        if record is None:
+            self._disk.used(None, "misses")
             raise self._nothing(id)
-        self._tiers.disk.used(id, tier)
-        return found.gist
+        self._disk.used(id, hit)
+        return record.gist
 
     def put(
         self,
@@ -141,8 +138,8 @@ class GistStore:
         Args:
             key: from `GistKey.of`; None for a gist that came as a file: it is found by its id
                 alone and never answers for an instruction.
-            pinned: never evict it; None: as before, and at first not.
-            ttl: seconds until it expires; None: as before, and at first the store's.
+            pinned: never evict it; None: as before, or False for a new gist.
+            ttl: seconds until it expires; None: as before, or the store's for a new gist.
 
         Returns:
             Its id: `key.id`, or the SHA-256 of what the gist holds (without its fidelity).
@@ -154,13 +151,10 @@ class GistStore:
         """
         if key is not None:
             key.check(gist)
-        elif len(gist) != 1:
-            raise GistMismatchError(f"a store keeps gists one by one, not {len(gist)} in a batch")
-        id = content_id(gist) if key is None else key.id
-        now = time.time()
-        before = None
+        id = content_id(check_single(gist)) if key is None else key.id
+        now, before = time.time(), None
         with suppress(GistFileError):
-            before = self._tiers.find(id)
+            before = self.find(id)
         if ttl is None and before is not None:
             expires = before.expires
         else:
@@ -168,22 +162,22 @@ class GistStore:
             expires = None if lasts is None else now + lasts
         if pinned is None:
             pinned = before is not None and before.pinned
-        self._tiers.write(id, gist, Label(key=key, created=now, expires=expires, pinned=pinned))
+        self._write(Record.of(id, key, gist, created=now, expires=expires, pinned=pinned))
         return id
 
     def update(self, id: str, gist: Gist) -> None:
-        """Keep what is known of a stored gist now (`with_fidelity`); its pin and time stay.
+        """Replace what a stored gist says of itself (`with_fidelity`); pin and expiry stay.
 
         Raises:
             OptionError: it is no id.
-            GistMismatchError: this is another gist than the one with this id.
-            GistFileError: there is none (any more).
+            GistMismatchError: `gist` is another gist than the one with this id.
+            GistFileError: there is none.
             SaveError: it could not be written.
         """
-        found = self._found(id)
-        if content_id(gist) != content_id(found.gist):
+        record = self._record(id)
+        if content_id(gist) != content_id(record.gist):
             raise GistMismatchError(f"this is not the gist {id}")
-        self._rewrite(found, gist, found.label)
+        self._rewrite(record, gist)
 
     def get_or_compress(
         self,
@@ -195,11 +189,11 @@ class GistStore:
         pinned: bool | None = None,
         ttl: float | None = None,
     ) -> Gist:
-        """The instruction's gist, on the model's device: from here, or compressed now and kept.
+        """The instruction's gist, on the model's device: from the store, or compressed and stored.
 
-        Threads that ask for the same at once wait for one compression, and the store compresses
-        one instruction at a time. Where the gist cannot be kept (disk full, read-only), it is
-        returned all the same and counted as `unsaved`.
+        Threads that ask for the same gist wait for one compression, and the store compresses one
+        instruction at a time. If the gist cannot be stored (disk full, read-only), it is returned
+        all the same and counted as `unsaved`.
 
         Raises: as `GistModel.compress`.
         """
@@ -213,32 +207,44 @@ class GistStore:
         )
 
     def find(self, id: str) -> Entry | None:
-        """What is known of the gist with this id; None: there is none (any more).
+        """What is known of the gist with this id; None: there is none, or it expired.
 
         Raises:
             OptionError: it is no id.
             GistFileError: the store cannot be read.
         """
-        return self._tiers.find(check_id(id))
+        entry = self._disk.find(check_id(id))
+        if entry is None and self._remote is not None:
+            entry = self._remote.find(id)
+        return None if entry is None or entry.expired(time.time()) else entry
 
     def entries(self) -> list[Entry]:
         """All gists that have not expired, the last used first.
 
-        Of a URL all its gists, whether they are in the local cache or not.
+        For a URL these are all its gists, in the local cache or not.
 
         Raises:
             GistFileError: the store cannot be read.
         """
-        return self._tiers.entries()
+        entries = self._disk.entries()
+        if self._remote is not None:
+            there = self._remote.ids()
+            entries = [entry for entry in entries if entry.id in there]
+            missing = sorted(there - {entry.id for entry in entries})
+            others = (self._remote.find(id) for id in missing)
+            entries += [entry for entry in others if entry is not None]
+        now = time.time()
+        return [entry for entry in entries if not entry.expired(now)]
 
     def remove(self, id: str) -> bool:
-        """Delete a gist, pinned or not; False where there was none.
+        """Delete a gist, pinned or not; False if there was none.
 
         Raises:
             OptionError: it is no id.
             SaveError: it could not be deleted.
         """
-        return self._tiers.remove(check_id(id))
+        check_id(id)
+        return sum(tier.remove(id) for tier in reversed(self._tiers)) > 0
 
     def pin(self, id: str, pinned: bool = True) -> None:
         """Keep from eviction, or no longer.
@@ -248,54 +254,67 @@ class GistStore:
             GistFileError: there is none.
             SaveError: it could not be written.
         """
-        self._relabel(id, pinned=pinned)
+        self._rewrite(self._record(id), pinned=pinned)
 
     def expire(self, id: str, ttl: float | None) -> None:
         """Have a gist expire in `ttl` seconds; None: never (raises as `pin`)."""
         lasts = _check_ttl(ttl)
-        self._relabel(id, expires=None if lasts is None else time.time() + lasts)
+        expires = None if lasts is None else time.time() + lasts
+        self._rewrite(self._record(id), expires=expires)
 
     def verify(self) -> dict[str, Any]:
         """Read every gist; damaged ones go to quarantine. {"checked": n, "damaged": [ids]}.
 
         Raises:
-            GistFileError, SaveError: the store cannot be read, or its remote place not mended.
+            GistFileError, SaveError: the store cannot be read, or damaged objects not moved.
         """
-        checked, damaged = self._tiers.verify()
-        return {"checked": len(checked), "damaged": sorted(damaged)}
+        ids, damaged = self._disk.verify()
+        if self._remote is not None:
+            others, wrong = self._remote.verify()
+            ids, damaged = ids | others, damaged | wrong
+            self._disk.used(None, *["quarantined"] * len(wrong))
+        return {"checked": len(ids), "damaged": sorted(damaged)}
 
     def gc(self) -> dict[str, int]:
-        """Remove what expired and leftovers of killed writers; counts of each (raises SaveError).
+        """Remove what expired and leftovers of killed writers; counts of each.
 
         Quarantine is left alone: look at it, then delete it.
+
+        Raises:
+            GistFileError, SaveError: the store cannot be read or written.
         """
-        return self._tiers.collect()
+        removed = self._disk.collect()
+        if self._remote is not None:
+            there, now = self._remote.ids(), time.time()
+            for id in there:
+                entry = self._remote.find(id)
+                if entry is not None and entry.expired(now):
+                    removed["expired"] += self._remote.remove(id)
+            for entry in self._disk.entries():
+                if entry.id not in there:  # removed by another machine
+                    removed["missing"] += self._disk.remove(entry.id)
+        return removed
 
     def stats(self) -> dict[str, int]:
         """Counts by name: entries, bytes, hits, misses, evictions, quarantined and others.
 
-        Those of the folder are all processes' together, since it was made; `memory_*` are this
-        one's. Of a URL they are the local cache's.
+        Those of the folder are all processes' together, since it was created; `memory_*` are this
+        process's. For a URL they are the local cache's.
         """
-        found = dict.fromkeys(COUNTS, 0) | self._tiers.disk.totals()
+        found = dict.fromkeys(COUNTS, 0) | self._disk.totals()
         found["hits"] = sum(found[f"hits_{tier}"] for tier in ("memory", "disk", "remote"))
-        found["memory_entries"] = len(self._tiers.memory)
-        found["memory_bytes"] = self._tiers.memory.num_bytes
+        found["memory_entries"] = len(self._memory)
+        found["memory_bytes"] = self._memory.num_bytes
         return found
 
     def close(self) -> None:
-        """Write down what is only counted so far, and let go of the index."""
-        self._tiers.disk.close()
+        """Write down what is only counted so far, and close the index."""
+        self._disk.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _compress(
@@ -307,41 +326,87 @@ class GistStore:
         pinned: bool | None,
         ttl: float | None,
     ) -> Gist:
-        found = None
+        record = None
         with self._compressing:
-            # somebody may have been quicker, while this one looked
+            # another thread or process may have been faster
             with suppress(GistFileError):
-                found, _ = self._tiers.look(key.id)
-            if found is not None and found.label.key == key:
-                return found.gist.to(device=model.device)
+                record, _ = self._look(key.id)
+            if record is not None and record.key == key:
+                return record.gist.to(device=model.device)
             gist = model.compress(
                 instruction, num_gist_tokens=key.num_tokens, allow_untrained=allow_untrained
             )
         try:
             self.put(key, gist, pinned=pinned, ttl=ttl)
             with suppress(GistFileError):
-                self._tiers.look(key.id)  # into memory, where the next caller finds it
+                self._look(key.id)  # into memory, where the next caller finds it
         except SaveError:
-            self._tiers.disk.used(None, "unsaved")
-            self._tiers.hold(key.id, gist, Label(key=key, created=time.time()))
-        self._tiers.disk.used(None, "compressed")
+            self._disk.used(None, "unsaved")
+            unsaved = Record.of(
+                *(key.id, key, gist.to(device="cpu")),
+                created=time.time(),
+                expires=None,
+                pinned=False,
+            )
+            self._memory.write(replace(unsaved, stamp=self._disk.stamp(key.id)))
+        self._disk.used(None, "compressed")
         return gist
 
-    def _relabel(self, id: str, **changes: Any) -> None:
-        found = self._found(id)
-        label = replace(found.label, **changes)
-        if label != found.label or found.stamp is None:  # what is in memory alone may fit now
-            self._rewrite(found, found.gist, label)
+    def _look(self, id: str) -> tuple[Record | None, str]:
+        """The gist from the first tier that has it, now in those above too, and what to count.
 
-    def _found(self, id: str) -> Found:
-        found, _ = self._tiers.look(check_id(id))
-        if found is None:
+        Raises:
+            GistFileError: it was damaged and is in quarantine, and there is no other copy.
+        """
+        problem = None
+        for depth, tier in enumerate(self._tiers):
+            try:
+                record = tier.read(id)
+            except GistFileError as error:
+                if tier is self._remote:  # another writer may be at it: `verify` cleans up
+                    self._disk.used(None, "remote_errors")
+                else:
+                    problem = error
+                continue
+            if record is not None:
+                for above in reversed(self._tiers[:depth]):
+                    with suppress(SaveError):  # a full cache is only slow
+                        record = above.write(record) or record
+                return record, f"hits_{tier.name}"
+        if problem is not None:
+            raise problem
+        return None, ""
+
+    def _write(self, record: Record, *, over: Record | None = None) -> bool:
+        """Write to all tiers but memory, which takes what was read again and checked.
+
+        False: `over`, which this was to replace, was removed meanwhile (a remote place may lose
+        that race to another machine).
+        """
+        id = record.entry.id
+        if over is not None and self._look(id)[0] is None:
+            return False
+        replacing = over is not None and over.stamp is not None and self._remote is None
+        if self._remote is not None:
+            self._remote.write(record)
+        written = self._disk.write(record, replacing=replacing)
+        self._memory.remove(id)
+        return written is not None
+
+    def _record(self, id: str) -> Record:
+        record, _ = self._look(check_id(id))
+        if record is None:
             raise self._nothing(id)
-        return found
+        return record
 
-    def _rewrite(self, found: Found, gist: Gist, label: Label) -> None:
-        if not self._tiers.write(found.entry.id, gist, label, over=found):
-            raise self._nothing(found.entry.id)
+    def _rewrite(self, record: Record, gist: Gist | None = None, **changes: Any) -> None:
+        entry = replace(record.entry, **changes)
+        if gist is None and entry == record.entry and record.stamp is not None:
+            return  # what is in memory alone is written: it may fit now
+        label = {name: getattr(entry, name) for name in ("created", "expires", "pinned")}
+        rewritten = Record.of(entry.id, record.key, gist or record.gist, **label)
+        if not self._write(rewritten, over=record):
+            raise self._nothing(entry.id)
 
     def _nothing(self, id: str) -> GistFileError:
         return GistFileError(f"no gist {id} in {self.place}; see gistkit store ls")
@@ -351,3 +416,12 @@ def _check_ttl(ttl: float | None) -> float | None:
     if ttl is not None and not 0 < ttl < math.inf:
         raise OptionError(f"ttl must be above 0 seconds, not {ttl}")
     return ttl
+
+
+def _cache_home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def _cache(url: str) -> Path:
+    """The folder that caches a URL's gists by default."""
+    return _cache_home() / "gistkit" / "store" / hashlib.sha256(url.encode()).hexdigest()[:16]

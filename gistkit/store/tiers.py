@@ -1,200 +1,229 @@
-"""Memory, folder and remote place as one: looked through in this order, written in the other.
+"""What a tier of a store does, and two of them: the memory of a process, and a remote place.
 
-    memory ──> folder (the truth, or the cache of a remote place) ──> remote place
+    memory ──> disk (gistkit.store.disk) ──> remote
 
-Knows ids, not keys.
+A store reads its tiers in this order and writes them in the other.
 """
 
+import threading
 import time
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
-from gistkit.errors import GistFileError, SaveError
-from gistkit.gist import Gist
-from gistkit.store.disk import Disk
-from gistkit.store.entry import Entry, Label, entry_of
-from gistkit.store.folder import Found
-from gistkit.store.memory import Memory
-from gistkit.store.remote import Remote, RemoteError
+from gistkit.errors import GistFileError, GistkitError, MissingExtraError, OptionError, SaveError
+from gistkit.gist import GistFile, front_length
+from gistkit.store.entry import SUFFIX, Entry, Record, Stamp, file_name, id_of, read_entry
 
-T = TypeVar("T")
+MAX_OBJECT = 2**32
+"""Bytes; a larger object is no gist."""
 
 
-class Tiers:
-    """Where the gists of a store are.
+class Tier(Protocol):
+    """A place for gists, found by id."""
 
-    Args:
-        root: the folder.
-        remote: what it is the cache of; None: it is the truth itself.
-        max_bytes: quota of the folder; None: no limit.
-        max_memory_bytes: quota of the memory; 0: none.
+    @property
+    def name(self) -> str:
+        """Hits are counted as hits_<name>."""
 
-    Raises:
-        SaveError: the folder cannot be made.
-    """
+    def read(self, id: str) -> Record | None:
+        """A gist, checked; None: there is none, or it expired (raises GistFileError)."""
 
-    def __init__(
-        self, root: Path, remote: Remote | None, *, max_bytes: int | None, max_memory_bytes: int
-    ) -> None:
-        self.memory = Memory(max_memory_bytes)
-        self.disk = Disk(root, max_bytes)
-        self.remote = remote
-
-    def look(self, id: str) -> tuple[Found | None, str]:
-        """The gist with this id, and which count its place has.
-
-        Raises:
-            GistFileError: it was damaged and is in quarantine, and there is no other copy.
-        """
-        held = self.held(id)
-        if held is not None:
-            return held, "hits_memory"
-        found, tier, problem = None, "hits_disk", None
-        try:
-            found = self.disk.read(id)
-        except GistFileError as error:
-            problem = error
-        if found is None and self.remote is not None:
-            found, tier = self._fetch(self.remote, id), "hits_remote"
-        if found is None and problem is not None:
-            raise problem
-        if found is not None:
-            self.memory.put(id, found)
-        return found, tier
-
-    def held(self, id: str) -> Found | None:
-        """The gist with this id, where it is in memory and still is what the folder has."""
-        held = self.memory.get(id)
-        if held is None or (
-            held.stamp == self.disk.stamp(id) and not held.entry.expired(time.time())
-        ):
-            return held
-        self.memory.drop(id)  # removed, or written anew
-        return None
-
-    def write(self, id: str, gist: Gist, label: Label, *, over: Found | None = None) -> bool:
-        """Keep a gist; when this returns it survives a crash.
-
-        Args:
-            over: what was found, to be written again; False: it was removed meanwhile, and stays
-                so (a remote place may lose that race to another machine).
-
-        Raises:
-            SaveError: it could not be written.
-            GistFileError: `over` was damaged meanwhile.
-        """
-        if over is not None and self.look(id)[0] is None:
-            return False
-        data = gist.to_bytes(entry=label.to_json())
-        entry = entry_of(id, gist.header(), label, num_bytes=len(data))
-        if self.remote is not None:
-            self._told(self.remote.write, id, data)
-        again = over is not None and over.stamp is not None and self.remote is None
-        written = self.disk.write(replace(entry, last_used=time.time()), data, again=again)
-        self.memory.drop(id)  # what is read again has been checked, and nobody writes into it
-        return written
-
-    def hold(self, id: str, gist: Gist, label: Label) -> None:
-        """Keep a gist in memory alone."""
-        entry = entry_of(id, gist.header(), label, num_bytes=gist.num_bytes)
-        found = Found(gist.to(device="cpu"), label, entry, self.disk.stamp(id))
-        self.memory.put(id, found)
-
-    def find(self, id: str) -> Entry | None:
-        """What is known of a gist that has not expired (raises GistFileError)."""
-        entry = self.disk.find(id)
-        if entry is None and self.remote is not None:
-            entry = self._asked(self.remote.entry, id)
-        return None if entry is None or entry.expired(time.time()) else entry
-
-    def entries(self) -> list[Entry]:
-        """All gists that have not expired, the last used first (raises GistFileError)."""
-        entries = self.disk.entries()
-        if self.remote is not None:
-            there = self._asked(self.remote.ids)
-            entries = [entry for entry in entries if entry.id in there]
-            missing = sorted(there - {entry.id for entry in entries})
-            others = (self._asked(self.remote.entry, id) for id in missing)
-            entries += [entry for entry in others if entry is not None]
-        now = time.time()
-        return [entry for entry in entries if not entry.expired(now)]
+    def write(self, record: Record) -> Record | None:
+        """Keep a gist, and return it as it is kept (raises SaveError)."""
 
     def remove(self, id: str) -> bool:
-        """Delete a gist everywhere; False: there was none (raises SaveError)."""
-        removed = self.remote is not None and self._told(self.remote.remove, id)
-        removed = self.disk.remove(id) or removed
-        self.memory.drop(id)
-        return removed
+        """Delete a gist; False: there was none (raises SaveError)."""
+
+
+class Memory:
+    """At most `max_bytes` of activations, the least recently used go first.
+
+    Args:
+        max_bytes: 0: none.
+        stamp: which file the folder has for an id; a gist of another file is forgotten.
+    """
+
+    name = "memory"
+
+    def __init__(self, max_bytes: int, stamp: Callable[[str], Stamp | None]) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self._stamp = stamp
+        self._records: OrderedDict[str, Record] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, id: str) -> Record | None:
+        with self._lock:
+            record = self._records.get(id)
+            if record is None:
+                return None
+            self._records.move_to_end(id)
+        if record.stamp != self._stamp(id) or record.entry.expired(time.time()):
+            self.remove(id)
+            return None
+        return record
+
+    def write(self, record: Record) -> Record:
+        id, size = record.entry.id, record.gist.num_bytes
+        with self._lock:
+            self._drop(id)
+            if size <= self.max_bytes:
+                self._records[id] = replace(record, data=b"")
+                self.num_bytes += size
+            while self.num_bytes > self.max_bytes:
+                self._drop(next(iter(self._records)))
+        return record
+
+    def remove(self, id: str) -> bool:
+        with self._lock:
+            return self._drop(id)
+
+    def _drop(self, id: str) -> bool:
+        record = self._records.pop(id, None)
+        if record is not None:
+            self.num_bytes -= record.gist.num_bytes
+        return record is not None
+
+
+class Remote:
+    """The objects below a URL, in a bucket or wherever fsspec goes, named as a folder's files are.
+
+    They are written and read whole, and are all there is: there is no index.
+
+    Raises:
+        OptionError: no such kind of URL.
+        MissingExtraError: what this kind needs is not installed.
+    """
+
+    name = "remote"
+
+    def __init__(self, url: str) -> None:
+        try:
+            from fsspec.core import url_to_fs
+        except ImportError as error:
+            raise MissingExtraError("fsspec", "remote") from error
+        try:
+            self._fs, root = url_to_fs(url, use_listings_cache=False)
+        except ImportError as error:
+            raise MissingExtraError(f"what {url.split('://')[0]}:// needs", "remote") from error
+        except Exception as error:  # fsspec's drivers raise what they like
+            raise OptionError(f"{url} is no place for a store: {error}") from error
+        self.url = url.rstrip("/")
+        self._root = root.rstrip("/")
+        # in a bucket there are no folders, and `makedirs` would make a bucket that is misspelt
+        self._has_folders = root.startswith("/")
+
+    def read(self, id: str) -> Record | None:
+        data = self._bytes(id)
+        record = None if data is None else self._checked(id, data)
+        return None if record is None or record.entry.expired(time.time()) else record
+
+    def write(self, record: Record) -> Record:
+        with self._saving():
+            self._make("gists")
+            self._fs.pipe_file(self._path(record.entry.id), bytes(record.data))
+        return record
+
+    def remove(self, id: str) -> bool:
+        path = self._path(id)
+        with self._saving():
+            try:
+                if not self._fs.exists(path):
+                    return False
+                self._fs.rm_file(path)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def find(self, id: str) -> Entry | None:
+        """What a gist says of itself, from its first bytes; None: none, or it is no gist.
+
+        Raises:
+            GistFileError: it cannot be read.
+        """
+        path = self._path(id)
+        with self._reading():
+            try:
+                size = self._fs.info(path)["size"]
+                length = front_length(self._fs.cat_file(path, start=0, end=8))
+                front = bytes(self._fs.cat_file(path, start=0, end=min(length, size)))
+            except FileNotFoundError:
+                return None
+        with suppress(GistFileError):
+            return read_entry(id, GistFile.of(front, path, size=size), num_bytes=size)[1]
+        return None
+
+    def ids(self) -> set[str]:
+        """Of all objects that have a gist's name (raises GistFileError)."""
+        with self._reading():
+            self._fs.invalidate_cache()
+            try:
+                paths = self._fs.ls(f"{self._root}/gists", detail=False)
+            except FileNotFoundError:
+                return set()
+        ids = (id_of(str(path).rsplit("/", 1)[-1]) for path in paths)
+        return {id for id in ids if id is not None}
 
     def verify(self) -> tuple[set[str], set[str]]:
         """Read everything; the ids that were read, and the damaged ones, now in quarantine.
 
         Raises:
-            GistFileError, SaveError: it cannot be read, or damage cannot be put aside.
+            GistFileError, SaveError: it cannot be read, or damage cannot be moved.
         """
-        damaged = set()
-        with self.disk.reading():
-            ids = set(self.disk.folder.sizes())
+        ids, damaged = self.ids(), set()
         for id in ids:
+            data = self._bytes(id)
             try:
-                self.disk.read(id)
+                _ = None if data is None else self._checked(id, data)
             except GistFileError:
                 damaged.add(id)
-                self.memory.drop(id)
-        if self.remote is not None:
-            for id in self._asked(self.remote.ids):
-                ids.add(id)
-                data = self._asked(self.remote.read, id)
-                try:
-                    _ = None if data is None else self.remote.check(id, data)
-                except GistFileError:
-                    damaged.add(id)
-                    self._told(self.remote.set_aside, id)
-                    self.disk.used(None, "quarantined")
+                with self._saving():
+                    self._make("quarantine")
+                    target = f"{self._root}/quarantine/{id}.{time.time_ns()}{SUFFIX}"
+                    self._fs.mv(self._path(id), target)
         return ids, damaged
 
-    def collect(self) -> dict[str, int]:
-        """Remove what expired and what is left over; counts of each (raises SaveError)."""
-        removed = self.disk.collect()
-        if self.remote is not None:
-            now = time.time()
-            there = self._told(self.remote.ids)
-            for id in there:
-                entry = self._told(self.remote.entry, id)
-                if entry is not None and entry.expired(now):
-                    removed["expired"] += self._told(self.remote.remove, id)
-            for entry in self.disk.entries():
-                if entry.id not in there:  # somebody else has removed it
-                    removed["missing"] += self.disk.remove(entry.id)
-        return removed
-
-    def _fetch(self, remote: Remote, id: str) -> Found | None:
-        try:
-            data = remote.read(id)
-            if data is None:
+    def _bytes(self, id: str) -> bytes | None:
+        path = self._path(id)
+        with self._reading():
+            try:
+                if self._fs.info(path)["size"] > MAX_OBJECT:
+                    raise GistFileError(f"{self.url}/{id} is too large to be a gist")
+                return bytes(self._fs.cat_file(path))
+            except FileNotFoundError:
                 return None
-            found = remote.check(id, data)
-        except (RemoteError, GistFileError):  # another writer may be at it: `verify` cleans up
-            self.disk.used(None, "remote_errors")
-            return None
-        if found.entry.expired(time.time()):
-            return None
-        try:
-            self.disk.write(replace(found.entry, last_used=time.time()), data)
-            return self.disk.read(id) or found
-        except (SaveError, GistFileError):  # a cache that is full is only slow
-            return found
 
-    def _asked(self, question: Callable[..., T], *about: Any) -> T:
-        try:
-            return question(*about)
-        except RemoteError as error:
-            raise GistFileError(f"the store cannot be read: {error}") from error
+    def _checked(self, id: str, data: bytes) -> Record:
+        return Record.read(id, GistFile.of(data, f"{self.url}/gists/{file_name(id)}"))
 
-    def _told(self, order: Callable[..., T], *about: Any) -> T:
+    def _path(self, id: str) -> str:
+        return f"{self._root}/gists/{file_name(id)}"
+
+    def _make(self, folder: str) -> None:
+        if self._has_folders:
+            self._fs.makedirs(f"{self._root}/{folder}", exist_ok=True)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
         try:
-            return order(*about)
-        except RemoteError as error:
-            raise SaveError(f"the store cannot be written: {error}") from error
+            yield
+        except GistkitError:
+            raise
+        except Exception as error:
+            raise GistFileError(f"the store cannot be read: {self._message(error)}") from error
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise SaveError(f"the store cannot be written: {self._message(error)}") from error
+
+    def _message(self, error: Any) -> str:
+        return f"{self.url}: {' '.join(str(error).split()) or type(error).__name__}"

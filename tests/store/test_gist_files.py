@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gistkit.errors import GistFileError
-from gistkit.gist import MAX_HEADER, Gist, GistFile, Provenance, map_bytes
+from gistkit.gist import MAX_HEADER, Gist, GistFile, Provenance, read_file
 
 
 def gist_of(*, size: int, dtype: torch.dtype = torch.float32, layers: int = 1) -> Gist:
@@ -114,7 +114,7 @@ def test_a_file_of_holes_takes_no_memory(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
 
 
-def test_mapped_files_keep_no_descriptor_and_are_private(tmp_path: Path) -> None:
+def test_files_that_were_read_keep_no_descriptor_and_are_private(tmp_path: Path) -> None:
     path = gist_of(size=3).save(tmp_path / "g")
     folder = Path("/proc/self/fd")
     before = len(list(folder.iterdir())) if folder.exists() else 0
@@ -132,7 +132,7 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(gist_of(size=3).save(tmp_path / "g"))
     for name in ("pipe", "link", "."):
         with pytest.raises(OSError, match="no regular file"):
-            map_bytes(tmp_path / name, follow_symlinks=False)
+            read_file(tmp_path / name, follow_symlinks=False)
     assert Gist.load(tmp_path / "link").lengths == (1,)
 
 

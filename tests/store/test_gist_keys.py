@@ -10,7 +10,7 @@ import torch
 from gistkit import GistModel
 from gistkit.errors import OptionError, PromptError
 from gistkit.store import GistKey
-from gistkit.store.key import adapter_fingerprint, tokenizer_fingerprint
+from gistkit.store.entry import adapter_fingerprint, tokenizer_fingerprint
 from gistkit.testing import byte_tokenizer, tiny_gist_model, tiny_model
 
 

@@ -16,16 +16,17 @@ import pytest
 from gistkit.errors import GistFileError, SaveError
 from gistkit.gist import Gist
 from gistkit.store import GistKey, GistStore
-from gistkit.store import folder as folder_module
+from gistkit.store.disk import LEFTOVER
 from gistkit.store.index import Index
 from gistkit.testing import tiny_gist_model
+from tests.store.store_pairs import holds
 
 Make = Callable[..., tuple[GistKey, Gist]]
 FULL = OSError(28, "No space left on device")
 
 
 def file_of(store: GistStore, key: GistKey) -> Path:
-    return store._tiers.disk.folder.path(key.id)
+    return store._disk.path(key.id)
 
 
 def damage(path: Path, place: int = -1) -> None:
@@ -111,7 +112,7 @@ def test_a_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
 
 def test_other_files_are_left_alone(store: GistStore, pair: Make) -> None:
     store.put(*pair())
-    gists = store._tiers.disk.folder.gists
+    gists = store._disk.gists
     for name in ("notes.txt", ".safetensors", "x" * 64 + ".safetensors", "A" * 64 + ".safetensors"):
         (gists / name).write_text("mine")
     assert len(store.entries()) == 1
@@ -149,19 +150,107 @@ def test_the_index_is_made_again(tmp_path: Path, pair: Make, loss: str) -> None:
         assert store.get(pair(1)[0]) is not None
 
 
+@pytest.mark.parametrize("loss", ["deleted", "garbage", "empty"])
+def test_an_index_lost_under_open_stores_doubles_no_quota(
+    tmp_path: Path, pair: Make, loss: str
+) -> None:
+    size = len(pair(0)[1].to_bytes()) + 300  # and what a store notes in it
+    root, quota = tmp_path / "store", 6 * size
+    ours = GistStore(root, max_bytes=quota)
+    for number in range(4):
+        ours.put(*pair(number))
+    index = root / "index.sqlite"
+    if loss == "deleted":
+        index.unlink()
+    else:
+        index.write_bytes(b"" if loss == "empty" else os.urandom(8192))
+    theirs = GistStore(root, max_bytes=quota)
+    for number in range(4, 16):
+        (ours, theirs)[number % 2].put(*pair(number))
+    files = sum(path.stat().st_size for path in (root / "gists").iterdir())
+    assert files <= quota
+    for store in (ours, theirs):
+        assert store.stats()["bytes"] == files
+        assert holds(store.get(pair(15)[0]), 15)
+
+
+def test_a_file_that_a_killed_writer_left_counts_for_the_quota(tmp_path: Path, pair: Make) -> None:
+    with GistStore(tmp_path / "store") as store:
+        store.put(*pair(0))
+        store.put(*pair(1))
+        with store._disk.index.transaction():
+            store._disk.index.delete(pair(0)[0].id)
+        size = max(path.stat().st_size for path in store._disk.gists.iterdir())
+    with GistStore(tmp_path / "store", max_bytes=int(2.5 * size)) as store:
+        assert store.stats()["entries"] == 2
+        store.put(*pair(2))
+        assert len(list(store._disk.gists.iterdir())) == 2
+
+
+def test_a_store_that_was_read_only_is_written_once_it_can_be(
+    tmp_path: Path, pair: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    GistStore(tmp_path / "store").put(*pair(0))
+
+    def read_only(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", read_only)
+        store = GistStore(tmp_path / "store")
+        assert holds(store.get(pair(0)[0]), 0)
+        with pytest.raises(SaveError, match="cannot be written"):
+            store.put(*pair(1))
+    store.put(*pair(1))
+    assert holds(GistStore(tmp_path / "store").get(pair(1)[0]), 1)
+    assert store.stats()["entries"] == 2
+
+
+OVERWRITTEN = """
+import sys
+from pathlib import Path
+from gistkit.gist import Gist
+from gistkit.gist import GistFile
+from gistkit.store import GistStore
+
+root, id, file = sys.argv[1:]
+store = GistStore(root)
+held = [store.load(id), Gist.from_file(GistFile.open(file)), Gist.load(file)]
+for path in (Path(root, "gists", f"{id}.safetensors"), Path(file)):
+    with path.open("r+b") as opened:
+        opened.truncate(0)
+for gist in held:
+    assert all(bool((tensor == 7).all()) for tensor in gist.tensors.values())
+print("alive")
+"""
+
+
+def test_a_file_that_is_overwritten_in_place_kills_no_reader(tmp_path: Path, pair: Make) -> None:
+    key, gist = pair(7, size=4096)
+    GistStore(tmp_path / "store").put(key, gist)
+    copy = gist.save(tmp_path / "copy.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", OVERWRITTEN, str(tmp_path / "store"), key.id, str(copy)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
 def test_an_index_damaged_under_an_open_store(tmp_path: Path, pair: Make) -> None:
     store = GistStore(tmp_path / "store")
     for number in range(50):
         store.put(*pair(number))
     store.flush = None  # type: ignore[attr-defined]
     index = tmp_path / "store/index.sqlite"
-    store._tiers.disk.index._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    store._disk.index._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     size = index.stat().st_size
     with index.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * (size - 4096))
-    store._tiers.disk.index._connection.execute("PRAGMA cache_size = 0")
-    store._tiers.disk.index._connection.execute("PRAGMA shrink_memory")
+    store._disk.index._connection.execute("PRAGMA cache_size = 0")
+    store._disk.index._connection.execute("PRAGMA shrink_memory")
     other = GistStore(tmp_path / "store")  # its cache is cold
     other.put(*pair(99))
     assert len(other.entries()) == 51
@@ -177,8 +266,8 @@ def test_a_file_without_a_row_is_adopted(tmp_path: Path, pair: Make) -> None:
     store = GistStore(tmp_path / "store")
     store.put(*pair(0))
     store.put(*pair(1))
-    with store._tiers.disk.index.transaction():
-        store._tiers.disk.index.delete(pair(0)[0].id)
+    with store._disk.index.transaction():
+        store._disk.index.delete(pair(0)[0].id)
     assert store.get(pair(0)[0]) is not None
     assert store.find(pair(0)[0].id) is not None
     assert len(store.entries()) == 2
@@ -198,8 +287,8 @@ def test_a_row_without_a_file_counts_for_nothing(tmp_path: Path, pair: Make) -> 
 
 
 def test_leftovers_of_killed_writers_go(store: GistStore, pair: Make) -> None:
-    new = store._tiers.disk.folder.new
-    for name, age in (("old", 2 * folder_module.LEFTOVER), ("young", 0.0)):
+    new = store._disk.new
+    for name, age in (("old", 2 * LEFTOVER), ("young", 0.0)):
         (new / name).write_bytes(b"half a gi")
         os.utime(new / name, (time.time() - age,) * 2)
     assert store.gc()["leftovers"] == 1
@@ -236,7 +325,7 @@ def test_a_full_disk_loses_nothing(
     loaded = store.get(key)
     assert loaded is not None and all((t == 0).all() for t in loaded.tensors.values())
     assert store.get(other) is None
-    assert list(store._tiers.disk.folder.new.iterdir()) == []
+    assert list(store._disk.new.iterdir()) == []
     store.put(other, second)
     assert len(store.entries()) == 2
     store.pin(GistKey.of(model, "Be brief.").id, False)  # there is room again

@@ -58,8 +58,8 @@ def test_a_name_comes_after_the_bytes_and_the_answer_after_the_name(
         f"rename {written} {key.id}.safetensors",
         "fsync gists",
     ]
-    (mode,) = store._tiers.disk.index._connection.execute("PRAGMA journal_mode").fetchone()
-    (level,) = store._tiers.disk.index._connection.execute("PRAGMA synchronous").fetchone()
+    (mode,) = store._disk.index._connection.execute("PRAGMA journal_mode").fetchone()
+    (level,) = store._disk.index._connection.execute("PRAGMA synchronous").fetchone()
     assert (mode, level) == ("wal", 2)  # FULL: a commit is on the disk when it returns
 
 

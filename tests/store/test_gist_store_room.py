@@ -21,7 +21,7 @@ def test_time_passes(store: GistStore, pair: Make, clock: Clock, tmp_path: Path)
     assert store.find(key.id) is None
     assert [entry.id for entry in store.entries()] == [other.id]
     assert store.gc()["expired"] == 1
-    assert not store._tiers.disk.folder.path(key.id).exists()
+    assert not store._disk.path(key.id).exists()
     with GistStore(tmp_path / "short", ttl=5) as short:
         short.put(key, gist)
         short.put(other, second, ttl=50)
@@ -83,7 +83,9 @@ def test_pins_are_kept_and_fill_the_quota(tmp_path: Path, pair: Make) -> None:
     store.put(*pair(0), pinned=True)
     store.put(*pair(1))
     store.pin(pair(1)[0].id)
-    with pytest.raises(SaveError, match=r"does not fit .* of them pinned; raise it or unpin"):
+    with pytest.raises(
+        SaveError, match=r"does not fit .* of them pinned; raise `max_bytes` or unpin"
+    ):
         store.put(*pair(2))
     assert len(store.entries()) == 2
     assert list((tmp_path / "small/new").iterdir()) == []

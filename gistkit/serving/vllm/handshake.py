@@ -35,7 +35,7 @@ from gistkit.serving.vllm.client import (
 )
 from gistkit.serving.vllm.jobs import Job, JobFactory
 from gistkit.store import GistKey, GistStore
-from gistkit.store.key import tokenizer_fingerprint
+from gistkit.store.entry import tokenizer_fingerprint
 
 log = logging.getLogger(__name__)
 

@@ -342,7 +342,9 @@ class GistFile:
         size = len(data) if size is None else size
         front, entries, text = _read_front(data, path)
         if text is None:
-            raise GistFileError(f"{path} is not a gist file; compress an instruction and save its gist")
+            raise GistFileError(
+                f"{path} is not a gist file; compress an instruction and save its gist"
+            )
         end = len(front)
         for *_, first, last in sorted(entries.values(), key=lambda entry: entry[2:]):
             if first != end:

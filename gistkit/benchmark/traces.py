@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from gistkit.benchmark.prompts import Prompts
 from gistkit.gist import Prefix
 from gistkit.models.decoder import DecoderAdapter, count_positions
+from gistkit.models.kv_batch import CACHE
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,8 @@ def _decoder_full(prompts: Prompts, outputs: Outputs) -> Trace:
             padding,
             gist_id=model.gist_id,
             condition="gist",
-            past_key_values=cache,
             output_hidden_states=True,
+            **{CACHE: cache},
         )
     width = ids.shape[1]
     starts = [width - len(x) - len(y) for x, y in zip(prompts.inputs, outputs, strict=True)]
@@ -86,7 +87,7 @@ def _decoder_read(prompts: Prompts, outputs: Outputs, gist: Prefix) -> Trace:
     )
     width = prompts.k + ids.shape[1]
     starts = [width - len(row) for row in rows]
-    cache = output["past_key_values"]
+    cache = output[CACHE]
     return _decoder_trace(output, cache, prompts, outputs, width, [0] * len(rows), starts)
 
 

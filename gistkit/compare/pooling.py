@@ -22,6 +22,7 @@ from gistkit.compare.method import Method, cached
 from gistkit.errors import OptionError
 from gistkit.gist import Prefix
 from gistkit.model import GistModel
+from gistkit.models.kv_batch import CACHE
 
 Rotate = Callable[[Tensor, Tensor], Tensor]
 
@@ -88,7 +89,7 @@ def _moves_keys(model: GistModel, rotate: Rotate) -> bool:
             attention_mask=torch.ones_like(one),
             use_cache=True,
         )
-        keys.append([layer_keys for layer_keys, *_ in output["past_key_values"]])
+        keys.append([layer_keys for layer_keys, *_ in output[CACHE]])
     by = torch.tensor([3], device=model.device)
     try:
         pairs = [(rotate(a, by).float(), b.float()) for a, b in zip(*keys, strict=True)]

@@ -32,7 +32,7 @@ from gistkit.gist import Prefix
 from gistkit.masks import attends, document_positions, relabelled
 from gistkit.models import rotary
 from gistkit.models.base import Adapter
-from gistkit.models.kv_batch import ContinuousBatch, KVBatch, StaticBatch
+from gistkit.models.kv_batch import CACHE, ContinuousBatch, KVBatch, StaticBatch
 
 
 class DecoderAdapter(Adapter):
@@ -67,10 +67,10 @@ class DecoderAdapter(Adapter):
         counted = count_positions(padding) if documents is None else document_positions(documents)
         segments = relabelled(ids, gist_id, condition, documents)
         mask = create_masks_for_generate(
-            config=self.model.config,
-            inputs_embeds=torch.empty((*ids.shape, 0), dtype=self.model.dtype, device=ids.device),
-            attention_mask=padding,
-            past_key_values=None,
+            self.model.config,
+            torch.empty((*ids.shape, 0), dtype=self.model.dtype, device=ids.device),
+            padding,
+            None,  # no cache; by position, since its name differs between versions
             position_ids=counted,
             and_mask_function=attends(segments, documents),
         )
@@ -118,8 +118,8 @@ class DecoderAdapter(Adapter):
             input_ids=ids,
             attention_mask=padding,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         )
         # clone: a slice would keep the whole pass's cache alive
         return {
@@ -149,7 +149,7 @@ class DecoderAdapter(Adapter):
             copies = max(options.num_beams, options.num_return_sequences)
             if copies > 1:  # generate repeats its inputs, but not a cache it is given
                 cache.batch_repeat_interleave(copies)
-            more["past_key_values"] = cache
+            more[CACHE] = cache
         output = self.model.generate(
             input_ids=ids,
             attention_mask=padding,
@@ -173,7 +173,7 @@ class DecoderAdapter(Adapter):
             input_ids=ids[:, -new:],
             attention_mask=padding,
             position_ids=count_positions(padding)[:, -new:],
-            past_key_values=cache,
+            **{CACHE: cache},
             **inputs,
         )
         return output
@@ -183,7 +183,7 @@ class DecoderAdapter(Adapter):
         self, ids: Tensor, padding: Tensor, prefix: Prefix | None, *, gist_id: int
     ) -> KVBatch:
         output = self.read(ids, padding, prefix, gist_id=gist_id, use_cache=True, logits_to_keep=1)
-        cache, logits = output["past_key_values"], output["logits"][:, -1]
+        cache, logits = output[CACHE], output["logits"][:, -1]
         if not self.rows_join:
             return _WindowBatch(self.model, cache, logits)
         if prefix is not None:
@@ -259,7 +259,7 @@ class _WindowBatch(StaticBatch):
         self.model = model
 
     def forward(self, tokens: Tensor) -> Tensor:
-        output = self.model(input_ids=tokens, past_key_values=self.cache)  # no padding, no mask
+        output = self.model(input_ids=tokens, **{CACHE: self.cache})  # no padding, no mask
         return output["logits"]  # type: ignore[no-any-return]
 
 

@@ -28,7 +28,7 @@ from gistkit.errors import OptionError
 from gistkit.gist import Prefix
 from gistkit.masks import attends, cross_attention, document_starts, relabelled, same_document
 from gistkit.models.base import Adapter
-from gistkit.models.kv_batch import KVBatch, StaticBatch
+from gistkit.models.kv_batch import CACHE, KVBatch, StaticBatch
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -108,10 +108,10 @@ class EncoderDecoderAdapter(Adapter):
         decoder, targets = self.model.get_decoder(), self._shaped_as(label_documents)
         return {
             "attention_mask": create_causal_mask(
-                config=decoder.config,
-                inputs_embeds=targets,
-                attention_mask=(label_documents >= 0).long(),
-                past_key_values=None,
+                decoder.config,
+                targets,
+                (label_documents >= 0).long(),
+                None,  # no cache; by position, since its name differs between versions
                 and_mask_function=same_document(label_documents, label_documents),
             ),
             "encoder_attention_mask": create_bidirectional_mask(
@@ -264,7 +264,7 @@ class _DecoderBatch(StaticBatch):
             encoder_outputs=BaseModelOutput(last_hidden_state=self.states),
             attention_mask=self.mask,
             decoder_input_ids=tokens,
-            past_key_values=self.cache,
+            **{CACHE: self.cache},
         )
         return output["logits"]  # type: ignore[no-any-return]
 

@@ -24,8 +24,13 @@ import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 COLUMNS = 64  # added at once, so that tensors are seldom moved
+
+_RENAMED = "cache" in BaseModelOutputWithPast.__dataclass_fields__
+CACHE = "cache" if _RENAMED else "past_key_values"
+"""The name under which transformers' models take and return a cache; 5.24 renamed it."""
 
 
 class KVBatch(ABC):
@@ -178,7 +183,7 @@ class ContinuousBatch(KVBatch):
             input_ids=tokens[:, None],
             attention_mask=self.padding[: used.rows, 0, used.start : used.end + 1, 0],
             position_ids=self.lengths[:, None],
-            past_key_values=self.cache,
+            **{CACHE: self.cache},
         )
         used.end += 1
         self.lengths, self.spans = self.lengths + 1, self.spans + 1

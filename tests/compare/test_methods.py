@@ -15,6 +15,7 @@ from gistkit.compare.truncation import Truncation, cut
 from gistkit.errors import OptionError
 from gistkit.gist import Prefix
 from gistkit.model import GistModel
+from gistkit.models.kv_batch import CACHE
 from gistkit.prompts import Example
 from gistkit.testing import tiny_gist_model
 
@@ -91,7 +92,7 @@ def test_pooled_keys_stand_at_their_slots(model: GistModel) -> None:
     ids = torch.full((1, 1), model.gist_id)
     caches = [
         model.hf_model.base_model(input_ids=ids, position_ids=ids * 0 + place, use_cache=True)[
-            "past_key_values"
+            CACHE
         ]
         for place in range(6)
     ]

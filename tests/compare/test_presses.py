@@ -15,6 +15,7 @@ from gistkit.compare.presses import PRESSES, Press, Workers
 from gistkit.errors import OptionError
 from gistkit.gist import Prefix
 from gistkit.model import GistModel
+from gistkit.models.kv_batch import CACHE
 from gistkit.prompts import Example
 from gistkit.testing import tiny_gist_model
 
@@ -78,13 +79,13 @@ def test_what_is_kept_reads_as_kvpress_would_read_it(
     ids = model.encoder.instruction(TEXT, 1)[:-1]
     cache = DynamicCache()
     with torch.no_grad():
-        model.hf_model.base_model(input_ids=torch.tensor([ids]), past_key_values=cache)
+        model.hf_model.base_model(input_ids=torch.tensor([ids]), **{CACHE: cache})
         for layer in cache.layers:
             layer.keys, layer.values = layer.keys[:, :, -budget:], layer.values[:, :, -budget:]
         new = torch.tensor([model.encoder.input("cat")])
         theirs = model.hf_model(
             input_ids=new,
-            past_key_values=cache,
+            **{CACHE: cache},
             position_ids=torch.arange(len(ids), len(ids) + new.shape[1])[None],
             attention_mask=torch.ones(1, budget + new.shape[1]),
         ).logits

@@ -17,6 +17,7 @@ from gistkit.gist import Gist
 from gistkit.model import GistModel
 from gistkit.models.decoder import DecoderAdapter
 from gistkit.models.families import FAMILIES
+from gistkit.models.kv_batch import CACHE
 from gistkit.store import GistStore
 from gistkit.testing import tiny_gist_model
 
@@ -50,9 +51,7 @@ def from_cache(model: Any, folder: Path, ids: Tensor) -> list[int]:
             for i in range(len(tensors) // 2)
         ]
     )
-    output = model.generate(
-        input_ids=ids, past_key_values=cache, max_new_tokens=NEW, do_sample=False
-    )
+    output = model.generate(input_ids=ids, max_new_tokens=NEW, do_sample=False, **{CACHE: cache})
     return [int(id) for id in output[0, ids.shape[1] :]]
 
 

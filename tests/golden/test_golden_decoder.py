@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from gistkit import masks
 from gistkit.gist import Gist, Prefix, Provenance
 from gistkit.models.base import Adapter
+from gistkit.models.kv_batch import CACHE
 from tests.golden.golden import Case, adapter, assert_close, assert_equal, every, rotate
 
 pytestmark = pytest.mark.golden
@@ -132,7 +133,7 @@ def test_gist_cache(case: Case) -> None:
     with torch.no_grad():
         output = model.read(ids, torch.ones_like(ids), gist, gist_id=gist_id)
     assert_close(output.logits, golden["cached_logits"])
-    keys = torch.stack([layer.keys for layer in output.past_key_values.layers])
+    keys = torch.stack([layer.keys for layer in output[CACHE].layers])
     assert_close(rotate(keys, config, offset), golden["cached_keys"])
 
     new = golden["cached_generated"].shape[1]

@@ -8,6 +8,7 @@ from transformers import DynamicCache
 from gistkit.errors import UnsupportedModelError
 from gistkit.integrations.kv_cache import CacheLayout
 from gistkit.models.families import FAMILIES, key_frequencies
+from gistkit.models.kv_batch import CACHE
 from gistkit.models.rotary import moved
 from gistkit.testing import tiny_gist_model, tiny_model
 
@@ -73,7 +74,7 @@ def test_keys_read_from_position_0_on_become_those_of_compress(
     model = tiny_gist_model(family, rope_parameters=rope, num_gist_tokens=[3])
     ids = torch.tensor([model.encoder.instruction("Say it again and again and again.", 3)])
     cache = DynamicCache()
-    model.hf_model(input_ids=ids, past_key_values=cache)
+    model.hf_model(input_ids=ids, **{CACHE: cache})
     expected = model.compress("Say it again and again and again.")
     targets = torch.arange(3)
     for number, (keys, *_) in enumerate(cache):

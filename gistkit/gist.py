@@ -96,12 +96,10 @@ class Prefix:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the activations."""
         return next(iter(self.tensors.values())).dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the activations are."""
         return next(iter(self.tensors.values())).device
 
     @property
@@ -215,7 +213,6 @@ class Prefix:
         )
 
     def to(self, *, device: torch.device | str | None = None) -> Self:
-        """The same on another device."""
         return replace(self, tensors={n: t.to(device) for n, t in self.tensors.items()})
 
 
@@ -228,7 +225,7 @@ class Gist(Prefix):
     """
 
     def to_bytes(self, *, entry: Mapping[str, Any] | None = None) -> bytes:
-        """The bytes of its file. `entry`, what a store knows of the gist, goes into the header."""
+        """Its file, with `entry`, what a store knows of the gist, in the header."""
         header = self.header()
         return pack(header if entry is None else {**header, "entry": entry}, self.tensors)
 
@@ -254,7 +251,7 @@ class Gist(Prefix):
             GistFileError: no such file, not a gist, another format version, truncated, or changed
                 since it was written.
         """
-        return cls.from_file(GistFile.open(path, check=check_front)).to(device=device)
+        return cls.from_file(GistFile.open(path)).to(device=device)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> "Gist":
@@ -280,7 +277,7 @@ class Gist(Prefix):
 
 
 def pack(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
-    """The bytes of a file; the digest is added to `header`."""
+    """A gist file; the digest is added to `header`."""
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     # nothing that sorts before the digest may read like a blank one
     text = json.dumps({**header, "digest": BLANK}, sort_keys=True)
@@ -308,16 +305,10 @@ class GistFile:
     entries: Mapping[str, "_Entry"]
 
     @classmethod
-    def open(
-        cls, path: PathLike, *, check: "Callable[[GistFile], object] | None" = None
-    ) -> "GistFile":
-        """Read a file, once `check` has accepted its front (see `read_file`).
-
-        Raises:
-            GistFileError: no such file, not a gist file, or its sizes do not fit.
-        """
+    def open(cls, path: PathLike) -> "GistFile":
+        """Read a file whose front is a gist's (raises GistFileError)."""
         try:
-            return read_file(path, check=check)
+            return read_file(path, check=check_front)
         except FileNotFoundError as error:
             raise GistFileError(
                 f"no gist file at {path}; compress an instruction and save its gist"
@@ -339,25 +330,32 @@ class GistFile:
         """
         if isinstance(data, bytes):
             data = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)
-        size = len(data) if size is None else size
-        front, entries, text = _read_front(data, path)
+        length = int.from_bytes(data[:8].numpy().tobytes(), "little")
+        end = 8 + length
+        if len(data) < 8 or end > len(data):
+            raise damaged(path, "it is cut off")
+        if length > MAX_HEADER:
+            raise damaged(path, f"a header of {length} bytes")
+        front = data[:end].numpy().tobytes()
+        try:
+            described = json.loads(front[8:])
+            text = described.pop("__metadata__", {}).get(FIELD)
+            entries = {name: _entry(value, end, path) for name, value in described.items()}
+            header = {} if text is None else dict(json.loads(text))
+        except GistFileError:
+            raise
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+            raise damaged(path, "its header cannot be read") from error
         if text is None:
             raise GistFileError(
                 f"{path} is not a gist file; compress an instruction and save its gist"
             )
-        end = len(front)
         for *_, first, last in sorted(entries.values(), key=lambda entry: entry[2:]):
             if first != end:
                 raise damaged(path, "its tensors overlap, or leave holes")
             end = last
-        if end != size:
+        if end != (len(data) if size is None else size):
             raise damaged(path, "its tensors and its length do not fit")
-        try:
-            header = json.loads(text)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise damaged(path, "its header cannot be read") from error
-        if not isinstance(header, dict):
-            raise damaged(path, "its header cannot be read")
         return cls(os.fspath(path), data, front, header, entries)
 
     def check_digest(self) -> None:
@@ -435,37 +433,15 @@ def damaged(path: PathLike, why: str) -> GistFileError:
 _Entry = tuple[torch.dtype, tuple[int, ...], int, int]
 
 
-def _read_front(data: Tensor, path: PathLike) -> tuple[bytes, dict[str, _Entry], str | None]:
-    length = int.from_bytes(data[:8].numpy().tobytes(), "little")
-    start = 8 + length
-    if len(data) < 8 or start > len(data):
-        raise damaged(path, "it is cut off")
-    if length > MAX_HEADER:
-        raise damaged(path, f"a header of {length} bytes")
-    front = data[:start].numpy().tobytes()
-    try:
-        described = json.loads(front[8:])
-        metadata = described.pop("__metadata__", {})
-        return front, {n: _entry(v, start) for n, v in described.items()}, metadata.get(FIELD)
-    except _SizeError as error:
-        raise damaged(path, str(error)) from error
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise damaged(path, "its header cannot be read") from error
-
-
-def _entry(value: Any, start: int) -> _Entry:
+def _entry(value: Any, start: int, path: PathLike) -> _Entry:
     dtype, shape, (first, last) = value["dtype"], value["shape"], value["data_offsets"]
     if dtype not in DTYPES:
-        raise _SizeError("tensors that are not floating point")
+        raise damaged(path, "tensors that are not floating point")
     if not all(type(n) is int and n >= 0 for n in (*shape, first, last)):
-        raise _SizeError(f"shape {str(shape)[:80]}")
+        raise damaged(path, f"shape {str(shape)[:80]}")
     if math.prod(shape) * DTYPES[dtype].itemsize != last - first:
-        raise _SizeError(f"shape {str(shape)[:80]} in {last - first} bytes")
+        raise damaged(path, f"shape {str(shape)[:80]} in {last - first} bytes")
     return DTYPES[dtype], tuple(shape), start + first, start + last
-
-
-class _SizeError(ValueError):
-    """Sizes that do not fit each other."""
 
 
 def check_front(file: GistFile) -> Mapping[str, Any]:
@@ -476,14 +452,12 @@ def check_front(file: GistFile) -> Mapping[str, Any]:
     """
     header = file.header
     version = header.get("format_version")
-    if version is None:
-        raise damaged(file.path, "its header lacks fields")
-    if version != FORMAT_VERSION:
+    if version not in (None, FORMAT_VERSION):
         raise GistFileError(
             f"{file.path} has gist format version {str(version)[:20]}, this gistkit reads "
             f"{FORMAT_VERSION}; compress the instruction again or install a gistkit that reads it"
         )
-    if not _has_fields(header):
+    if version is None or not _has_fields(header):
         raise damaged(file.path, "its header lacks fields")
     lengths = header["lengths"]
     for name, (_, shape, *_) in file.entries.items():
@@ -533,7 +507,7 @@ def _has_fields(header: Mapping[str, Any]) -> bool:
 
 
 def _row(provenance: Provenance) -> dict[str, Any]:
-    # without a fidelity that was not measured: such files are what they were before there was one
+    # no fidelity where none was measured, so that such files stay the same bytes
     return {name: value for name, value in asdict(provenance).items() if value is not None}
 
 

@@ -16,16 +16,8 @@ import typer
 
 from gistkit.cli.compress import Device, Precision, check_together
 from gistkit.cli.run import ModelOptions, emit, progress_bar, say
+from gistkit.conditions import CONDITIONS
 from gistkit.errors import GistkitError, OptionError
-
-
-class Condition(StrEnum):
-    """What an answer may see."""
-
-    gist = "gist"
-    pos_control = "pos_control"
-    neg_control = "neg_control"
-    all = "all"
 
 
 class Mode(StrEnum):
@@ -66,12 +58,12 @@ def evaluate(
         typer.Option(metavar="NAME", help="seen, unseen, human; may be repeated. [default: all]"),
     ] = None,
     condition: Annotated[
-        Condition,
+        str,
         typer.Option(
             metavar="NAME",
-            help="What answers may see: gist, pos_control, neg_control; all compares them.",
+            help=f"What answers may see: {', '.join(CONDITIONS)}; all compares them.",
         ),
-    ] = Condition.gist,
+    ] = "gist",
     num_gist_tokens: Annotated[
         list[int] | None,
         typer.Option(
@@ -126,6 +118,8 @@ def evaluate(
     gistkit evaluate exp/my-run --data data/alpaca_plus --split unseen
     gistkit evaluate toy --data tasks --condition all --max-samples 100
     """
+    if condition not in (known := [*CONDITIONS, "all"]):
+        raise OptionError(f"`condition`: {condition!r} is not one of {', '.join(known)}")
     if seed < 0:
         raise OptionError(f"`seed` must be 0 or more, not {seed}")
     names = model or []
@@ -133,7 +127,7 @@ def evaluate(
         for name, value in (
             ("--data", data),
             ("--split", split),
-            ("--condition", condition is not Condition.gist),
+            ("--condition", condition != "gist"),
             ("-k", num_gist_tokens),
             ("--path", path is not Mode.cache),
             ("--max-samples", max_samples),
@@ -170,7 +164,7 @@ def evaluate(
         "cache_dir": cache_dir,
         "data": data,
         "splits": split or [],
-        "condition": condition.value,
+        "condition": condition,
         "ks": num_gist_tokens or [],
         "path": path.value,
         "max_samples": max_samples,

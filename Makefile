@@ -162,11 +162,13 @@ $(OLD_PACKAGES)/.ready: .venv/.dev constraints-oldest.txt
 	$(call overlay,$(OLD_PACKAGES),--requirement $(OLD_PACKAGES)/requirements.txt)
 	@touch $@
 
-# What pip would upgrade in .venv if nothing were pinned, less torch.
+# The newest release of each dependency that pyproject.toml names and allows, less torch; of their
+# own dependencies only those that would not fit. Nothing is installed where pip has nothing newer.
 $(NEW_PACKAGES)/.ready: .venv/.dev
 	@mkdir -p $(NEW_PACKAGES)
-	$(BIN)/python -m pip install --quiet --dry-run --disable-pip-version-check --report $(NEW_PACKAGES)/report.json --upgrade --upgrade-strategy eager torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)') '.[dev]'
-	@$(BIN)/python -c 'import json; found = [p["metadata"] for p in json.load(open("$(NEW_PACKAGES)/report.json"))["install"]]; print(*(p["name"] + "==" + p["version"] for p in found if p["name"] not in ("torch", "gistkit")), sep="\n")' > $(NEW_PACKAGES)/requirements.txt
+	@$(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*project["dependencies"], *sum(project["optional-dependencies"].values(), []), sep="\n")' | grep -v -E '^(gistkit\[|torch>|deepspeed>|vllm>)' > $(NEW_PACKAGES)/direct.txt
+	$(BIN)/python -m pip install --quiet --dry-run --disable-pip-version-check --report $(NEW_PACKAGES)/report.json --upgrade torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)') --requirement $(NEW_PACKAGES)/direct.txt
+	@$(BIN)/python -c 'import json; found = [p["metadata"] for p in json.load(open("$(NEW_PACKAGES)/report.json"))["install"]]; print(*(p["name"] + "==" + p["version"] for p in found if p["name"] != "torch"), sep="\n")' > $(NEW_PACKAGES)/requirements.txt
 	$(call overlay,$(NEW_PACKAGES),--requirement $(NEW_PACKAGES)/requirements.txt)
 	@touch $@
 

@@ -57,6 +57,15 @@ def check_target(target: Path) -> None:
         raise SaveError(f"could not write {target}: it is no ordinary file; choose another name")
 
 
+def check_new(target: Path, *, force: bool) -> None:
+    """As `check_target`; also refuse a file that exists, without `force`."""
+    if target.exists() and not force:
+        raise SaveError(
+            f"{target} exists already; choose another name, or `force=True` to replace it"
+        )
+    check_target(target)
+
+
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     """Write `data` to `path`, whole or not at all (raises SaveError)."""
 

@@ -87,7 +87,7 @@ class GistModel:
         cache_dir: str | None = None,
         weight_diff_base: str | None = None,
     ) -> "GistModel":
-        """Load a gist model: one of ours, a published checkpoint, or "toy".
+        """Load a gist model: saved by gistkit, a published checkpoint, or "toy".
 
         Args:
             path_or_hub_id: a folder, a hub id, or "toy", the model in this package.
@@ -156,7 +156,6 @@ class GistModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
         return self.hf_model.device
 
     @property

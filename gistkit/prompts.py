@@ -162,7 +162,7 @@ class EncodedExample:
 class PromptEncoder:
     """Turns text into ids around a span of gist tokens.
 
-    Text of a user that contains `<GIST>` is refused, so a gist id is always one of ours.
+    Text of a user that contains `<GIST>` is refused, so a gist id always comes from the template.
 
     Example (a toy tokenizer with one id a word, k = 2)::
 

@@ -134,7 +134,6 @@ def progress_bar() -> "Progress":
 
 @contextmanager
 def tensor_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar over tensors."""
     with progress_bar() as bar:
         task = bar.add_task("", total=None)
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gistkit.answers import Settings
-from gistkit.cli.compress import Device, Precision, check_together, check_utf8
+from gistkit.cli.compress import Device, Precision, check_together
 from gistkit.cli.run import ModelOptions, emit
 from gistkit.cli.store import SHOWN, open_store
 from gistkit.errors import DataError, GistFileError, OptionError, PromptError
 from gistkit.files import check_new
+from gistkit.prompts import check_instruction
 
 if TYPE_CHECKING:
     from gistkit.fidelity import Fidelity
@@ -106,9 +107,7 @@ def check(
     if instruction is None and not files:
         raise PromptError("nothing to check; use --instruction TEXT, --gist FILE, or both")
     if instruction is not None:
-        if not instruction.strip():
-            raise PromptError("the instruction is empty; give the text to compress")
-        check_utf8("--instruction", instruction)
+        check_instruction(instruction)
         if len(files) > 1:
             raise OptionError("one instruction measures one --gist; leave out the others")
     else:
@@ -195,7 +194,7 @@ def _saved(files: Sequence[Path]) -> list[Found]:
 def _in_store(
     model: "GistModel",
     instruction: str,
-    place: str,
+    location: str,
     num_gist_tokens: int | None,
     measure: "Callable[[Gist], Gist]",
 ) -> Found:
@@ -203,11 +202,11 @@ def _in_store(
     from gistkit.store import GistKey
 
     k = model.check_k(num_gist_tokens)
-    with open_store(place, make=True) as store:
+    with open_store(location, make=True) as store:
         measured = measure(store.get_or_compress(model, instruction, num_gist_tokens=k))
         id = GistKey.of(model, instruction, k).id
         store.update(id, measured)
-    return Found(f"gist {id[:SHOWN]} of {place}", measured)
+    return Found(f"gist {id[:SHOWN]} of {location}", measured)
 
 
 def read_probes(path: Path) -> list[str]:

@@ -16,6 +16,7 @@ from gistkit.answers import Answering, Settings, answer, read_prompts
 from gistkit.cli.run import ModelOptions, emit, progress_bar, say
 from gistkit.errors import GistkitError, GistMismatchError, OptionError, PromptError
 from gistkit.files import check_new
+from gistkit.prompts import check_instruction, check_text
 
 if TYPE_CHECKING:
     from gistkit.baselines import Answered
@@ -143,8 +144,7 @@ def compress(
         seed=seed,
     )
     check_sources(instruction, gist, jsonl)
-    check_utf8("--instruction", instruction or "")
-    check_utf8("--input", input)
+    check_text("input", input)
     check_together("--gist", gist, "--save", save)
     check_together("--gist", gist, "--num-gist-tokens", num_gist_tokens)
     check_together("--gist", gist, "--compare", compare)
@@ -252,29 +252,21 @@ def _compare(
 
 
 def check_sources(instruction: str | None, gist: Path | None, jsonl: Path | None) -> None:
-    """Exactly one of the three says what to answer (raises PromptError, OptionError)."""
+    """Refuse none or several of the three (raises PromptError, OptionError)."""
     given = {"--instruction": instruction, "--gist": gist, "--jsonl": jsonl}
     names = [name for name, value in given.items() if value is not None]
     if not names:
         raise PromptError("no instruction given; use --instruction TEXT, --gist FILE, --jsonl FILE")
     if len(names) > 1:
         raise OptionError(f"{' and '.join(names)} exclude each other; give one of them")
-    if instruction is not None and not instruction.strip():
-        raise PromptError("the instruction is empty; give the text to compress")
+    if instruction is not None:
+        check_instruction(instruction)
 
 
 def check_together(name: str, value: object, other: str, other_value: object) -> None:
     """Refuse two options that make no sense together (raises OptionError)."""
     if value not in (None, False) and other_value not in (None, False, "", 0.0):
         raise OptionError(f"{name} does not go with {other}; leave one of them out")
-
-
-def check_utf8(name: str, text: str) -> None:
-    """Refuse bytes of the command line that are not UTF-8 (raises PromptError)."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise PromptError(f"{name} is not UTF-8 text; convert it first") from None
 
 
 def as_text(found: Mapping[str, Any]) -> str:

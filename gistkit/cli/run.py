@@ -98,7 +98,7 @@ def emit(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print one line on stderr, beside the results."""
+    """Print one line on stderr."""
     print(f"{NAME}: {text}", file=sys.stderr, flush=True)
 
 

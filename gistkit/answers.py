@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the command line checks 
     from gistkit.model import GistModel
 
 PUBLISHED_MAX_NEW_TOKENS = 512
+REPORTED = ("num_gist_tokens", "compression_factor", "kv_bytes_before", "kv_bytes_after")
+"""Sizes in each result of many."""
+
 Result = dict[str, Any]
 
 
@@ -53,7 +56,6 @@ class Settings:
             raise OptionError(f"`seed` must be 0 or more, not {self.seed}")
 
     def compress(self, model: "GistModel", instructions: list[str]) -> "Gist":
-        """Their gists, one row each (raises OptionError, PromptError)."""
         return model.compress(
             instructions,
             num_gist_tokens=self.num_gist_tokens,
@@ -61,7 +63,7 @@ class Settings:
         )
 
     def longest_answer(self, model: "GistModel", lengths: Iterable[int]) -> int:
-        """As asked, or the published 512 where positions reach so far.
+        """`max_new_tokens`, or the published 512 where the positions allow it.
 
         Args:
             lengths: tokens that stand before the answer, of each prompt.
@@ -233,7 +235,13 @@ class Answering:
                 batch=first,
             )
             yield [
-                self._result(line, output, gist)
+                {
+                    "instruction": line.instruction,
+                    "input": line.input,
+                    "output": output,
+                    **{name: number for name, number in sizes(gist).items() if name in REPORTED},
+                    "run": self.run,
+                }
                 for line, output, gist in zip(batch, outputs, rows, strict=True)
             ]
 
@@ -248,7 +256,7 @@ class Answering:
 
         Args:
             force: start over where `out` has results of another run.
-            progress: told how many results there are.
+            progress: called with the number of results so far.
 
         Raises:
             SaveError: an interrupted run with other prompts, model or settings left results, or
@@ -277,17 +285,6 @@ class Answering:
                 journal.append(*batch)
                 progress(len(journal.entries))
             journal.finish()
-
-    def _result(self, line: PromptLine, output: str, gist: "Gist") -> Result:
-        saved = ("num_gist_tokens", "compression_factor", "kv_bytes_before", "kv_bytes_after")
-        size = sizes(gist)
-        return {
-            "instruction": line.instruction,
-            "input": line.input,
-            "output": output,
-            **{name: size[name] for name in saved},
-            "run": self.run,
-        }
 
 
 def _lengths(model: "GistModel", prompts: Sequence[PromptLine], k: int) -> list[int]:

@@ -48,13 +48,22 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
 
 
 def check_target(target: Path) -> None:
-    """Refuse to put a file where something else stands: a folder, a device (raises SaveError)."""
+    """Refuse a target that is a folder or a device (raises SaveError)."""
     try:
         taken = target.exists() and not target.is_file()
     except OSError as error:
         raise _save_error(target, error) from error
     if taken:
-        raise SaveError(f"could not write {target}: it is no ordinary file; choose another name")
+        raise SaveError(f"could not write {target}: it is not a regular file; choose another name")
+
+
+def check_new(target: Path, *, force: bool) -> None:
+    """As `check_target`; also refuse a file that exists, without `force`."""
+    if target.exists() and not force:
+        raise SaveError(
+            f"{target} exists already; choose another name, or `force=True` to replace it"
+        )
+    check_target(target)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:

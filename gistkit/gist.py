@@ -226,8 +226,12 @@ class Gist(Prefix):
 
     def to_bytes(self, *, entry: Mapping[str, Any] | None = None) -> bytes:
         """Its file, with `entry`, what a store knows of the gist, in the header."""
-        header = self.header()
-        return pack(header if entry is None else {**header, "entry": entry}, self.tensors)
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
+        header = {**self.header(), **({} if entry is None else {"entry": entry}), "digest": BLANK}
+        # nothing that sorts before the digest may read like a blank one
+        blank = save(tensors, metadata={FIELD: json.dumps(header, sort_keys=True)})
+        digest = hashlib.sha256(blank).hexdigest()
+        return blank.replace(BLANK.encode(), digest.encode(), 1)
 
     def header(self) -> dict[str, Any]:
         """The header of its file without the digest; values of JSON."""
@@ -276,16 +280,6 @@ class Gist(Prefix):
         )
 
 
-def pack(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
-    """A gist file; the digest is added to `header`."""
-    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    # nothing that sorts before the digest may read like a blank one
-    text = json.dumps({**header, "digest": BLANK}, sort_keys=True)
-    blank = save(contiguous, metadata={FIELD: text})
-    digest = hashlib.sha256(blank).hexdigest()
-    return blank.replace(BLANK.encode(), digest.encode(), 1)
-
-
 @dataclass(frozen=True, slots=True)
 class GistFile:
     """A file's bytes, whose front was read and whose sizes fit; the digest is not yet checked.
@@ -294,7 +288,7 @@ class GistFile:
         path: where it came from, for messages.
         data: [n] uint8, all of it.
         front: the first bytes, up to the tensors.
-        header: what was given to `pack`, with its digest; nothing in it is checked.
+        header: the gist's, with the digest; nothing in it is checked.
         entries: of each tensor: dtype, shape, first byte, byte behind its last.
     """
 
@@ -359,7 +353,7 @@ class GistFile:
         return cls(os.fspath(path), data, front, header, entries)
 
     def check_digest(self) -> None:
-        """Raise GistFileError if any bit has changed since `pack`. Reads the whole file."""
+        """Raise GistFileError if any bit has changed since it was written. Reads the whole file."""
         digest = self.header.get("digest")
         try:
             start = self.front.index(digest.encode("ascii"))  # type: ignore[union-attr]

@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ class GistModel:
         cache_dir: str | None = None,
         weight_diff_base: str | None = None,
     ) -> "GistModel":
-        """Load a gist model: one of ours, a published checkpoint, or "toy".
+        """Load a gist model: saved by gistkit, a published checkpoint, or "toy".
 
         Args:
             path_or_hub_id: a folder, a hub id, or "toy", the model in this package.
@@ -103,14 +104,21 @@ class GistModel:
             NotAGistModelError: a plain model; `from_base` makes one of it.
             UnsupportedModelError: a family for which gists are not exact.
         """
-        parts = loading.load_gist_model(
-            os.fspath(path_or_hub_id),
-            dtype=parse_dtype(dtype),
-            device=check_device(device),
-            cache_dir=cache_dir,
-            weight_diff_base=weight_diff_base,
-        )
-        return cls(*parts)
+        parsed, target = parse_dtype(dtype), check_device(device)
+        path = loading.resolve(os.fspath(path_or_hub_id))
+        path = loading.whole_model(path, weight_diff_base, cache_dir=cache_dir)
+        model_config = loading.load_config(path, cache_dir=cache_dir)
+        tokenizer = loading.load_tokenizer(path, cache_dir=cache_dir)
+        config = loading.load_gist_config(path, cache_dir=cache_dir)
+        if GIST_TOKEN not in tokenizer.get_vocab():
+            raise NotAGistModelError(
+                f"{path} is not a gist model: its tokenizer has no {GIST_TOKEN}; train it first "
+                "(gistkit train), or start from it with GistModel.from_base"
+            )
+        hf_model = loading.load_model(path, model_config, dtype=parsed, cache_dir=cache_dir)
+        if config is None:
+            config = GistConfig(template=adapter_for(hf_model).default_template)
+        return cls(move(hf_model, target), tokenizer, config)
 
     @classmethod
     def from_base(
@@ -156,7 +164,6 @@ class GistModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
         return self.hf_model.device
 
     @property
@@ -260,7 +267,7 @@ class GistModel:
             seed: makes sampling repeatable; the caller's random state is left alone.
             num_beams, num_return_sequences: beam search; several answers each.
             stop_strings: end an answer behind any of these; they are cut off.
-            streamer: told of tokens as they come; transformers' text streamers take one input.
+            streamer: receives tokens as they come; transformers' text streamers take one input.
 
         Returns:
             B * num_return_sequences texts, those of an input side by side.
@@ -309,15 +316,11 @@ class GistModel:
 
         Raises: as `generate`, before the first piece.
         """
-        stops = stops_of(options.get("stop_strings"))
-
-        def generate(streamer: BaseStreamer) -> None:
-            self.generate([input], gist, streamer=streamer, **options)
-
-        def decode(ids: list[int]) -> str:
-            return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-
-        return stream_text(generate, decode, stops)
+        return stream_text(
+            partial(self.generate, [input], gist, **options),
+            lambda ids: str(self.tokenizer.decode(ids, skip_special_tokens=True)),
+            stops_of(options.get("stop_strings")),
+        )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write the Hugging Face layout, `gist_config.json` and a model card (raises SaveError)."""
@@ -339,7 +342,7 @@ class GistModel:
         """Upload what `save_pretrained` writes to the Hugging Face hub.
 
         Raises:
-            SaveError: no such place, no network, no right to write there.
+            SaveError: no such repository, no network, no permission to write there.
         """
         from huggingface_hub import HfApi
 
@@ -358,7 +361,6 @@ class GistModel:
 
     def check_k(self, k: int | None, *, allow_untrained: bool = False) -> int:
         """k, or the default (raises OptionError where it was not trained and is not allowed)."""
-        trained = self.config.num_gist_tokens
         if k is None:
             return self.config.default_k
         check_numbers(num_gist_tokens=k)
@@ -367,6 +369,7 @@ class GistModel:
             raise OptionError(
                 f"{k} gist tokens are more than the {limit} this model can place; choose fewer"
             )
+        trained = self.config.num_gist_tokens
         if trained and k not in trained and not allow_untrained:
             raise OptionError(
                 f"this model was trained for {', '.join(map(str, trained))} gist tokens, not {k}; "
@@ -437,7 +440,12 @@ def fingerprint(model: nn.Module) -> str:
     sha = hashlib.sha256()
     for name, tensor in sorted(model.named_parameters()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(_sample(tensor).cpu().view(torch.uint8).numpy().tobytes())
+        flat = tensor.detach().reshape(-1)
+        if len(flat) > SAMPLES:
+            last = len(flat) - 1
+            evenly = torch.linspace(0, last, SAMPLES, device=flat.device, dtype=torch.float64)
+            flat = flat[evenly.long()]
+        sha.update(flat.contiguous().cpu().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 
@@ -456,14 +464,6 @@ def version(model: nn.Module) -> tuple[tuple[int, int], ...]:
             found += [(p.data_ptr(), p._version) for p in own if p is not None]
             stack += module._modules.values()
     return tuple(found)
-
-
-def _sample(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().reshape(-1)
-    if len(flat) <= SAMPLES:
-        return flat.contiguous()
-    indices = torch.linspace(0, len(flat) - 1, SAMPLES, device=flat.device, dtype=torch.float64)
-    return flat[indices.long()].contiguous()
 
 
 @contextmanager

@@ -47,16 +47,13 @@ class Template(Protocol):
     @property
     def separator(self) -> str:
         """Text between the prompt and the output."""
-        ...
 
     @property
     def add_special_tokens(self) -> bool:
         """Whether the tokenizer adds its own first and last tokens."""
-        ...
 
     def render(self, instruction: str, input: Input, gist: str) -> str:
         """The prompt's text, with `gist` where the gist tokens go."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +74,11 @@ class InstructionTemplate:
     def render(self, instruction: str, input: Input, gist: str) -> str:
         """The prompt's text; the line of an empty input is left out."""
         turns = [Turn("user", input)] if isinstance(input, str) else input
-        lines = (
+        middle = "".join(
             f"\n{'Input' if turn.role == 'user' else 'Output'}: {turn.text}"
             for turn in turns
             if turn.text
         )
-        middle = "".join(lines)
         return f"Instruction: {instruction}\n{gist}{middle}{self.closing}"
 
 
@@ -135,11 +131,10 @@ def make_template(name: str, tokenizer: "PreTrainedTokenizerBase") -> Template:
         if not tokenizer.chat_template:
             raise OptionError("this tokenizer has no chat template; use template='decoder'")
         return ChatTemplate(tokenizer)
-    try:
-        return TEMPLATES[name]
-    except KeyError:
+    if name not in TEMPLATES:
         known = ", ".join(TEMPLATE_NAMES)
-        raise OptionError(f"unknown template {name!r}; choose one of {known}") from None
+        raise OptionError(f"unknown template {name!r}; choose one of {known}")
+    return TEMPLATES[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +157,7 @@ class EncodedExample:
 class PromptEncoder:
     """Turns text into ids around a span of gist tokens.
 
-    Text of a user that contains `<GIST>` is refused, so a gist id is always one of ours.
+    Text of a user that contains `<GIST>` is refused, so a gist id always comes from the template.
 
     Example (a toy tokenizer with one id a word, k = 2)::
 
@@ -279,7 +274,7 @@ class PromptEncoder:
 
     def _encode_all(self, texts: list[str]) -> list[list[int]]:
         if not texts:
-            return []
+            return []  # tokenizers refuse an empty batch
         special = self.template.add_special_tokens
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=special)["input_ids"]
         return ids

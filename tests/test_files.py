@@ -11,10 +11,10 @@ from gistkit.files import write_folder, write_text
 def test_a_device_or_folder_is_never_replaced(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(SaveError, match="no ordinary file"):
+    with pytest.raises(SaveError, match="not a regular file"):
         write_text(pipe, "x")
     assert stat.S_ISFIFO(pipe.stat().st_mode)
-    with pytest.raises(SaveError, match="no ordinary file"):
+    with pytest.raises(SaveError, match="not a regular file"):
         write_text(tmp_path, "x")
 
 

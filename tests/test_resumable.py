@@ -105,7 +105,7 @@ def test_names_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match="could not write"):
         Journal(tmp_path / ("x" * 250), SETTINGS)
     (tmp_path / "folder.partial").mkdir()
-    with pytest.raises(SaveError, match="no ordinary file"):
+    with pytest.raises(SaveError, match="not a regular file"):
         Journal(tmp_path / "folder", SETTINGS)
 
 

@@ -21,6 +21,7 @@ from transformers import DynamicCache
 
 from gistkit.benchmark.prompts import Prompts
 from gistkit.gist import Prefix
+from gistkit.models.base import with_arguments
 from gistkit.models.decoder import DecoderAdapter, count_positions
 from gistkit.models.kv_batch import CACHE
 
@@ -63,14 +64,16 @@ def _decoder_full(prompts: Prompts, outputs: Outputs) -> Trace:
     ids, padding = model.pad([row + y for row, y in zip(prompts.rows, outputs, strict=True)])
     before = torch.tensor([len(p) - prompts.k for p in prompts.instructions], device=ids.device)
     cache = DynamicCache()
-    with _given(model.hf_model, {"position_ids": count_positions(padding) - before[:, None]}):
+    cached: dict[str, Any] = {CACHE: cache}
+    positions = count_positions(padding) - before[:, None]
+    with with_arguments(model.hf_model, {"position_ids": positions}):
         output = model.adapter.forward(
             ids,
             padding,
             gist_id=model.gist_id,
             condition="gist",
             output_hidden_states=True,
-            **{CACHE: cache},
+            **cached,
         )
     width = ids.shape[1]
     starts = [width - len(x) - len(y) for x, y in zip(prompts.inputs, outputs, strict=True)]
@@ -195,22 +198,6 @@ def _shifted(prompts: Prompts, outputs: Outputs) -> Tensor:
 def _cut(tensor: Tensor, start: int, length: int) -> Tensor:
     """`length` rows from `start`; of those in front of the tensor none."""
     return tensor[max(0, start) : max(0, start + length)]
-
-
-@contextmanager
-def _given(module: nn.Module, arguments: dict[str, Any]) -> Iterator[None]:
-    """Replace arguments of a module's calls inside the `with`."""
-
-    def replace(
-        module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, {**given, **arguments}
-
-    hook = module.register_forward_pre_hook(replace, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def gistkit(
     """Compress prompts into the activations of a few gist tokens, and reuse them.
 
     Options may be written with dashes or underscores. Results go to standard output, everything
-    else to standard error. A mistake in what was asked ends with status 2.
+    else to standard error. Invalid input ends with status 2.
     """
     if version:
         from importlib.metadata import version as installed

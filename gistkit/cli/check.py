@@ -2,20 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import repeat
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gistkit.answers import Settings
-from gistkit.cli.compress import Device, Precision, check_together, check_utf8
+from gistkit.cli.compress import Device, Precision, check_together
 from gistkit.cli.run import ModelOptions, emit
 from gistkit.cli.store import SHOWN, open_store
-from gistkit.errors import DataError, GistFileError, OptionError, PromptError, SaveError
-from gistkit.files import check_target
+from gistkit.errors import DataError, GistFileError, OptionError, PromptError
+from gistkit.files import check_new
+from gistkit.prompts import check_instruction
 
 if TYPE_CHECKING:
     from gistkit.fidelity import Fidelity
@@ -95,7 +95,7 @@ def check(
 ) -> None:
     """Is this gist safe? Compare its predictions with those of the full prompt.
 
-    Exit status: 0 every gist reaches --min-fidelity, 1 one does not, 2 a mistake in what was asked.
+    Exit status: 0 every gist reaches --min-fidelity, 1 one does not, 2 invalid input.
 
     \b
     gistkit check --instruction "Everything costs nine coins. You are Nora." --probes inputs.txt
@@ -107,9 +107,7 @@ def check(
     if instruction is None and not files:
         raise PromptError("nothing to check; use --instruction TEXT, --gist FILE, or both")
     if instruction is not None:
-        if not instruction.strip():
-            raise PromptError("the instruction is empty; give the text to compress")
-        check_utf8("--instruction", instruction)
+        check_instruction(instruction)
         if len(files) > 1:
             raise OptionError("one instruction measures one --gist; leave out the others")
     else:
@@ -122,14 +120,12 @@ def check(
     if min_fidelity is not None and not 0 <= min_fidelity <= 1:
         raise OptionError(f"--min-fidelity must be between 0 and 1, not {min_fidelity}")
     if save is not None:
-        check_target(save)
-        if save.exists() and not force:
-            raise SaveError(f"{save} exists already; choose another name, or --force to replace it")
+        check_new(save, force=force)
 
     if instruction is None:
         found = _saved(files)
     else:
-        numbers = Settings(
+        settings = Settings(
             num_gist_tokens=num_gist_tokens, max_new_tokens=max_new_tokens, seed=seed
         )
         inputs = None if probes is None else read_probes(probes)
@@ -140,19 +136,24 @@ def check(
             model=model, precision=precision.value, device=device.value, cache_dir=cache_dir
         )
         loaded = options.load(verbose=verbose)
-        measure = partial(
-            _measure,
-            loaded,
-            instruction,
-            probes=inputs,
-            num_probes=num_probes,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-        )
+        from gistkit.fidelity import measure_fidelity, with_fidelity
+
+        def measure(gist: Gist) -> Gist:
+            fidelity = measure_fidelity(
+                loaded,
+                instruction,
+                gist,
+                probes=inputs,
+                num_probes=num_probes,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+            )
+            return with_fidelity(gist, fidelity)
+
         if store is not None:
             found = [_in_store(loaded, instruction, store, num_gist_tokens, measure)]
         else:
-            made = numbers.compress(loaded, [instruction]) if given is None else given
+            made = settings.compress(loaded, [instruction]) if given is None else given
             measured = measure(made.to(device=loaded.device))
             target = save or (files[0] if files else None)
             if target is not None:
@@ -190,17 +191,10 @@ def _saved(files: Sequence[Path]) -> list[Found]:
     ]
 
 
-def _measure(model: "GistModel", instruction: str, gist: "Gist", **options: Any) -> "Gist":
-    """The gist, with its fidelity."""
-    from gistkit.fidelity import measure_fidelity, with_fidelity
-
-    return with_fidelity(gist, measure_fidelity(model, instruction, gist, **options))
-
-
 def _in_store(
     model: "GistModel",
     instruction: str,
-    place: str,
+    location: str,
     num_gist_tokens: int | None,
     measure: "Callable[[Gist], Gist]",
 ) -> Found:
@@ -208,11 +202,11 @@ def _in_store(
     from gistkit.store import GistKey
 
     k = model.check_k(num_gist_tokens)
-    with open_store(place, make=True) as store:
+    with open_store(location, make=True) as store:
         measured = measure(store.get_or_compress(model, instruction, num_gist_tokens=k))
         id = GistKey.of(model, instruction, k).id
         store.update(id, measured)
-    return Found(f"gist {id[:SHOWN]} of {place}", measured)
+    return Found(f"gist {id[:SHOWN]} of {location}", measured)
 
 
 def read_probes(path: Path) -> list[str]:
@@ -253,7 +247,7 @@ def verdict(found: Sequence[Found], minimum: float | None, *, as_json: bool) -> 
 
 
 def _text(found: Found, fidelity: "Fidelity", safe: bool, limit: float) -> str:
-    source = "drawn by the model" if fidelity.drawn else "given"
+    source = "sampled from the model" if fidelity.drawn else "given"
     lines = [
         f"{found.name}: fidelity {fidelity.score:.3f}, "
         + (f"safe (at least {limit:g})" if safe else f"NOT SAFE (below {limit:g})"),

@@ -1,8 +1,8 @@
-"""`gistkit compress`: the published options and ours, checked before anything slow is imported."""
+"""`gistkit compress`: options are checked before anything slow is imported."""
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from importlib.metadata import version
@@ -14,8 +14,9 @@ import typer
 
 from gistkit.answers import Answering, Settings, answer, read_prompts
 from gistkit.cli.run import ModelOptions, emit, progress_bar, say
-from gistkit.errors import GistkitError, GistMismatchError, OptionError, PromptError, SaveError
-from gistkit.files import check_target
+from gistkit.errors import GistkitError, GistMismatchError, OptionError, PromptError
+from gistkit.files import check_new
+from gistkit.prompts import check_instruction, check_text
 
 if TYPE_CHECKING:
     from gistkit.baselines import Answered
@@ -27,16 +28,12 @@ ROUNDS = 5
 
 
 class Precision(StrEnum):
-    """The published names."""
-
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
 
 
 class Device(StrEnum):
-    """Where to compute."""
-
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
@@ -147,8 +144,7 @@ def compress(
         seed=seed,
     )
     check_sources(instruction, gist, jsonl)
-    check_utf8("--instruction", instruction or "")
-    check_utf8("--input", input)
+    check_text("input", input)
     check_together("--gist", gist, "--save", save)
     check_together("--gist", gist, "--num-gist-tokens", num_gist_tokens)
     check_together("--gist", gist, "--compare", compare)
@@ -161,19 +157,14 @@ def compress(
     if batch_size < 1:
         raise OptionError(f"--batch-size must be at least 1, not {batch_size}")
     for path in (save, out):
-        if path is not None and path.exists() and not force:
-            raise SaveError(f"{path} exists already; choose another name, or --force to replace it")
-
+        if path is not None:
+            check_new(path, force=force)
     if jsonl is not None and out is not None and jsonl.resolve() == out.resolve():
         raise OptionError("--jsonl and --out name the same file; the prompts would be lost")
-    for path in (save, out):
-        if path is not None:
-            check_target(path)
 
-    prompts = None
-    if jsonl is not None:
-        prompts = read_prompts(jsonl)
-    saved = None if gist is None else _load_gist(gist)  # complain before the model is loaded
+    # complain before the model is loaded
+    prompts = None if jsonl is None else read_prompts(jsonl)
+    saved = None if gist is None else _load_gist(gist)
     start = time.perf_counter()
     model = options.load(verbose=verbose)
     if prompts is not None:
@@ -216,7 +207,6 @@ def _load_gist(path: Path) -> "Gist":
 
 
 def _answer_all(answering: Answering, out: Path | None, *, force: bool) -> None:
-    """Results to `out`, or to standard output."""
     done, total = 0, len(answering.prompts)
     with progress_bar() as bar:
         task = bar.add_task("answering", total=total)
@@ -234,13 +224,9 @@ def _answer_all(answering: Answering, out: Path | None, *, force: bool) -> None:
                 emit("\n".join(dumps(result, ensure_ascii=False) for result in batch))
                 progress(done + len(batch))
         except (KeyboardInterrupt, GistkitError):
-            if done and out is None:
-                say(f"stopped; {done} of {total} results are written")
-            elif done:
-                say(
-                    f"stopped; {done} of {total} results are in {out}.partial; rerun the same "
-                    "command to resume"
-                )
+            if done:
+                rest = f"in {out}.partial; rerun the same command to resume" if out else "written"
+                say(f"stopped; {done} of {total} results are {rest}")
             raise
 
 
@@ -266,15 +252,15 @@ def _compare(
 
 
 def check_sources(instruction: str | None, gist: Path | None, jsonl: Path | None) -> None:
-    """Exactly one of the three says what to answer (raises PromptError, OptionError)."""
+    """Refuse none or several of the three (raises PromptError, OptionError)."""
     given = {"--instruction": instruction, "--gist": gist, "--jsonl": jsonl}
     names = [name for name, value in given.items() if value is not None]
     if not names:
         raise PromptError("no instruction given; use --instruction TEXT, --gist FILE, --jsonl FILE")
     if len(names) > 1:
         raise OptionError(f"{' and '.join(names)} exclude each other; give one of them")
-    if instruction is not None and not instruction.strip():
-        raise PromptError("the instruction is empty; give the text to compress")
+    if instruction is not None:
+        check_instruction(instruction)
 
 
 def check_together(name: str, value: object, other: str, other_value: object) -> None:
@@ -283,16 +269,8 @@ def check_together(name: str, value: object, other: str, other_value: object) ->
         raise OptionError(f"{name} does not go with {other}; leave one of them out")
 
 
-def check_utf8(name: str, text: str) -> None:
-    """Refuse bytes of the command line that are not UTF-8 (raises PromptError)."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise PromptError(f"{name} is not UTF-8 text; convert it first") from None
-
-
 def as_text(found: Mapping[str, Any]) -> str:
-    """The report as the published script prints it."""
+    """The report, worded as the published script's."""
     k, prompt = found["num_gist_tokens"], found["prompt_tokens"]
     tokens = "1 gist token" if k == 1 else f"{k} gist tokens"
     named = found["instruction"] or f"(from a file; SHA-256 {found['instruction_sha256'][:12]})"
@@ -321,19 +299,19 @@ def print_modes(modes: "Sequence[Answered]") -> None:
     from rich.table import Table
     from rich.text import Text
 
+    def column(cell: "Callable[[Answered], str]") -> list[str]:
+        return ["-" if mode.missing else cell(mode) for mode in modes]
+
     rows = {
         "output": [f"({mode.missing})" if mode.missing else mode.outputs[0] for mode in modes],
-        "prompt tokens kept": [_cell(mode, str(mode.kept_tokens)) for mode in modes],
-        "KV bytes kept": [_cell(mode, human_bytes(mode.kept_bytes)) for mode in modes],
-        "prompt tokens read": [_cell(mode, str(mode.read_tokens)) for mode in modes],
-        "time to prepare": [
-            _cell(mode, human_seconds(mode.prepare_seconds) if mode.kept_tokens else "-")
-            for mode in modes
-        ],
-        "time to first token": [
-            _cell(mode, human_seconds(mode.first_token_seconds)) for mode in modes
-        ],
-        "time to answer": [_cell(mode, human_seconds(mode.total_seconds)) for mode in modes],
+        "prompt tokens kept": column(lambda mode: str(mode.kept_tokens)),
+        "KV bytes kept": column(lambda mode: human_bytes(mode.kept_bytes)),
+        "prompt tokens read": column(lambda mode: str(mode.read_tokens)),
+        "time to prepare": column(
+            lambda mode: human_seconds(mode.prepare_seconds) if mode.kept_tokens else "-"
+        ),
+        "time to first token": column(lambda mode: human_seconds(mode.first_token_seconds)),
+        "time to answer": column(lambda mode: human_seconds(mode.total_seconds)),
     }
     caption = (
         f"Times are medians of {ROUNDS} interleaved rounds in one process on this machine; "
@@ -367,7 +345,3 @@ def _as_json(mode: "Answered") -> Mapping[str, Any]:
     facts = asdict(mode)
     outputs = facts.pop("outputs")
     return {**facts, "output": outputs[0] if outputs else ""}
-
-
-def _cell(mode: "Answered", text: str) -> str:
-    return "-" if mode.missing else text

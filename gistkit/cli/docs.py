@@ -22,7 +22,7 @@ HEAD = """\
 <!-- Written by `python -m gistkit.cli.docs`; do not edit. -->
 
 Options may be written with dashes or underscores. Results go to standard output, everything else
-to standard error. Exit status: 0 done; 2 a mistake in what was asked, told in one line; 130 Ctrl-C.
+to standard error. Exit status: 0 done; 2 invalid input, reported in one line; 130 Ctrl-C.
 `gistkit --install-completion` teaches your shell to complete commands and options.
 `python -m gistkit.compress` is `gistkit compress`, and `python -m gistkit.train` `gistkit train`.
 """
@@ -34,7 +34,6 @@ def pages() -> dict[str, str]:
 
 
 def _settings() -> str:
-    """Settings of a training run, ours and Hugging Face's."""
     from transformers import Seq2SeqTrainingArguments
 
     from gistkit.training.settings import page

@@ -10,16 +10,14 @@ import typer
 from gistkit.cli.compress import Precision
 from gistkit.cli.run import emit, quiet_libraries
 from gistkit.cli.store import Json, Place
-from gistkit.errors import OptionError, SaveError
-from gistkit.files import check_target
+from gistkit.errors import OptionError
+from gistkit.files import check_new
 
 if TYPE_CHECKING:
     from gistkit.gist import Gist
 
 
 class Format(StrEnum):
-    """Who is to read it."""
-
     hf_cache = "hf-cache"
     peft = "peft"
     vllm = "vllm"
@@ -52,7 +50,7 @@ def export(
     cache_dir: Annotated[str, typer.Option(metavar="DIR", help="Where downloads go.")] = ".cache",
     json: Json = False,
 ) -> None:
-    """Write a gist for transformers, PEFT or vLLM; the values are the same in every bit.
+    """Write a gist for transformers, PEFT or vLLM; its values stay the same bit for bit.
 
     Decoders only: a gist of T5 is not a KV cache. docs/export.md shows how each is used.
 
@@ -95,9 +93,7 @@ def import_gist(
     if save is not None:
         if place is not None:
             raise OptionError("--save does not go with --store; leave one of them out")
-        check_target(save)
-        if save.exists() and not force:
-            raise SaveError(f"{save} exists already; choose another name, or --force to replace it")
+        check_new(save, force=force)
     from gistkit.export import restore
     from gistkit.store import GistStore
 

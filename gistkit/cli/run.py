@@ -98,7 +98,7 @@ def emit(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print one line on stderr, beside the results."""
+    """Print one line on stderr."""
     print(f"{NAME}: {text}", file=sys.stderr, flush=True)
 
 
@@ -134,7 +134,6 @@ def progress_bar() -> "Progress":
 
 @contextmanager
 def tensor_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar over tensors."""
     with progress_bar() as bar:
         task = bar.add_task("", total=None)
 

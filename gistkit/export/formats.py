@@ -8,7 +8,7 @@ hf-cache: names are attributes, `cache.layers[0].keys` is `layers.0.keys`, [1, H
 
 peft: the learned parameters are a KV prefix, one row for each virtual token, read as [2 N, H, D]:
 keys and values of each layer in turn, as they enter the cache. So the values of a gist go in
-exactly, and PEFT's own `generate` places the input after them as ours does.
+exactly, and PEFT's own `generate` places the input after them as gistkit's does.
 
 vllm: `vllm serve BASE --kv-transfer-config "$(cat FOLDER/kv_transfer_config.json)"`, then
 `curl HOST/v1/completions -d @request.json` with {input} replaced. Knows nothing of vLLM itself.

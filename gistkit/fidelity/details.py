@@ -14,7 +14,7 @@ _NUMBER_WORDS = (
 )
 _NUMBER = re.compile(rf"\d+(?:[.,:/]\d+)*|\b(?:{_NUMBER_WORDS})\b", re.IGNORECASE)
 _NEGATION = re.compile(
-    r"\b(?:not|no|never|without|none|nothing|nobody|nowhere|neither|nor|except|unless|avoid)\b\s*"
+    r"\b(?:not|no(?:ne|thing|body|where|r)?|never|without|neither|except|unless|avoid)\b\s*"
     r"|(?<=\bcan)not\b|n['’]t\b",
     re.IGNORECASE,
 )

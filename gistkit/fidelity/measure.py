@@ -34,7 +34,6 @@ MIN_FIDELITY = 0.96
 
 PARTS = (*SCORED, "likelihood", "numbers", "names", "negations")
 
-PROBES = 8
 MARGIN = 0.1
 """Nats by which the instruction must raise a token's log-probability for the token to count."""
 
@@ -62,7 +61,6 @@ class Fidelity:
     seed: int
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, with `schema_version`."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self), "parts": dict(self.parts)}
 
     @classmethod
@@ -80,7 +78,10 @@ class Fidelity:
                 "seed": int(seed),
             } if (
                 parts.keys() == set(PARTS)
-                and all(_is_share(value) for value in (score, *parts.values()) if value is not None)
+                and all(
+                    value is None or (isinstance(value, float) and 0 <= value <= 1)
+                    for value in (score, *parts.values())
+                )
                 and isfinite(kl)
             ):
                 return cls(score, parts, kl, probes, tokens, drawn, seed)
@@ -95,7 +96,7 @@ def measure_fidelity(
     gist: Gist,
     *,
     probes: Sequence[str] | None = None,
-    num_probes: int = PROBES,
+    num_probes: int = 8,
     max_new_tokens: int = 64,
     seed: int = 0,
 ) -> Fidelity:
@@ -117,7 +118,11 @@ def measure_fidelity(
         OptionError: no probes, or a number below one.
         PromptError: a probe holds `<GIST>` or does not fit.
     """
-    _check(model, instruction, gist)
+    if len(gist) != 1:
+        raise GistMismatchError(f"{len(gist)} gists; measure one at a time (gist[0])")
+    gist.check(model.fingerprint, model.config.template, 1)
+    if gist.provenance[0].instruction_sha256 != instruction_hash(instruction):
+        raise GistMismatchError("this gist was made of another instruction; give that one")
     if min(num_probes, max_new_tokens) < 1 or (probes is not None and not probes):
         raise OptionError("at least one probe and one new token are needed")
     k = gist.num_tokens
@@ -138,7 +143,9 @@ def measure_fidelity(
     parts = {
         "divergence": exp(-kl),
         "top1": float(torch.cat([reading.agrees["gist"] for reading in readings]).float().mean()),
-        "prefix": fmean(_agreeing(reading) for reading in readings),
+        "prefix": fmean(  # share of the answer up to the first token that the gist would not choose
+            float(reading.agrees["gist"].long().cumprod(0).float().mean()) for reading in readings
+        ),
         "likelihood": exp(
             float(torch.cat([reading.others["gist"] for reading in readings]).mean())
         ),
@@ -147,8 +154,9 @@ def measure_fidelity(
         "names": _spelled(model, readings, details.names(instruction)),
         "negations": None if plain is None else _carried(readings, "plain"),
     }
+    scored = [value for name in SCORED if (value := parts[name]) is not None]
     return Fidelity(
-        score=score_of(parts),
+        score=float(prod(scored) ** (1 / len(scored))),
         parts=parts,
         kl=kl,
         probes=len(readings),
@@ -170,14 +178,6 @@ def fidelity_of(gist: Gist) -> Fidelity | None:
     return None if found is None else Fidelity.from_json(found)
 
 
-def _check(model: GistModel, instruction: str, gist: Gist) -> None:
-    if len(gist) != 1:
-        raise GistMismatchError(f"{len(gist)} gists; measure one at a time (gist[0])")
-    gist.check(model.fingerprint, model.config.template, 1)
-    if gist.provenance[0].instruction_sha256 != instruction_hash(instruction):
-        raise GistMismatchError("this gist was made of another instruction; give that one")
-
-
 def _groups(model: GistModel, inputs: Sequence[str]) -> list[list[str]]:
     """All together, or by length where the family cannot mix lengths."""
     if model.adapter.rows_differ:
@@ -188,23 +188,18 @@ def _groups(model: GistModel, inputs: Sequence[str]) -> list[list[str]]:
     return list(by_length.values())
 
 
-def _agreeing(reading: Reading) -> float:
-    """Share of the answer up to the first token that the gist would choose otherwise."""
-    return float(reading.agrees["gist"].long().cumprod(0).float().mean())
-
-
 def _carried(
     readings: Sequence[Reading], baseline: str, where: Sequence[Tensor] | None = None
 ) -> float | None:
     """Share of the information over `baseline` that the gist keeps, of the tokens in `where`."""
-    whole = kept = 0.0
+    whole = carried = 0.0
     for number, reading in enumerate(readings):
         gain = reading.own - reading.others[baseline]
         counts = gain > MARGIN if where is None else (gain > MARGIN) & where[number]
         own = (reading.others["gist"] - reading.others[baseline]).clamp(min=0)
         whole += float(gain[counts].sum())
-        kept += float(torch.minimum(own, gain)[counts].sum())
-    return min(1.0, kept / whole) if whole else None
+        carried += float(torch.minimum(own, gain)[counts].sum())
+    return min(1.0, carried / whole) if whole else None
 
 
 def _spelled(model: GistModel, readings: Sequence[Reading], words: Sequence[str]) -> float | None:
@@ -230,13 +225,3 @@ def _spelling(model: GistModel, tokens: list[int], words: Sequence[str]) -> Tens
             for before, after in pairwise(texts)
         ]
     )
-
-
-def score_of(parts: Mapping[str, float | None]) -> float:
-    """Geometric mean of the scored parts that were measured: any of them at 0 makes it 0."""
-    values = [value for name in SCORED if (value := parts[name]) is not None]
-    return float(prod(values) ** (1 / len(values)))
-
-
-def _is_share(value: object) -> bool:
-    return isinstance(value, float) and 0 <= value <= 1

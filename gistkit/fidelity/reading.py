@@ -95,7 +95,9 @@ def read_along(
             break
         for rows in (lead, *others.values()):
             rows.step(token)
-    table = {name: torch.stack([c[name] for c in columns], dim=1).cpu() for name in columns[0]}
+    table = {
+        name: torch.stack([column[name] for column in columns], dim=1).cpu() for name in columns[0]
+    }
 
     def part(kind: str, row: int, length: int) -> dict[str, Tensor]:
         return {name: table[f"{kind}.{name}"][row, :length] for name in readers}
@@ -169,12 +171,8 @@ def _continued(
     options = decoding_options(
         max_new_tokens=room,
         do_sample=True,
-        temperature=1.0,
         top_p=0.95,
-        top_k=0,
-        num_beams=1,
         num_return_sequences=n,
-        streamed=False,
         pad_token_id=model.tokenizer.pad_token_id,
         eos_token_id=model.end_tokens,
     )
@@ -186,5 +184,5 @@ def _continued(
         )
     texts = model.tokenizer.batch_decode(new[:, len(start) :], skip_special_tokens=True)
     stop = after.strip() or "\n"
-    drawn = (text.partition("\n")[0].partition(stop)[0].strip() for text in texts)
-    return list(dict.fromkeys(text for text in drawn if text and GIST_TOKEN not in text))
+    inputs = (text.partition("\n")[0].partition(stop)[0].strip() for text in texts)
+    return list(dict.fromkeys(text for text in inputs if text and GIST_TOKEN not in text))

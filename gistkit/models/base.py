@@ -8,8 +8,8 @@ V vocabulary, M labelled tokens of a batch.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,11 @@ from transformers.utils.generic import ModelOutput
 
 from gistkit.gist import Prefix
 from gistkit.models.kv_batch import KVBatch
+
+Hook = Callable[
+    [nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]
+]
+"""The arguments of a module's call, and what to call it with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,14 @@ class Adapter(ABC):
         owners = documents if label_documents is None else label_documents
         if owners is None:
             owners = torch.arange(len(labels), device=labels.device)[:, None].expand(labels.shape)
-        with _only_where(keep, self.model.get_output_embeddings()):
+
+        def select(
+            module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return (args[0][keep][None], *args[1:]), given
+
+        # a hook, since it works through every wrapper a trainer may put around the model
+        with hooked([(self.model.get_output_embeddings(), select)]):
             output = self.forward(
                 ids,
                 padding,
@@ -175,7 +187,7 @@ class Adapter(ABC):
         `generate`. Without a prefix the ids stand alone.
 
         Returns:
-            [B * sequences asked for, T] new ids.
+            [B * num_return_sequences, T] new ids.
         """
 
     @abstractmethod
@@ -195,14 +207,16 @@ class Adapter(ABC):
 
 
 @contextmanager
-def _only_where(keep: Tensor, output_layer: nn.Module) -> Iterator[None]:
-    # a hook, since it works through every wrapper a trainer may put around the model
-    def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden, *rest = args
-        return hidden[keep][None], *rest
-
-    hook = output_layer.register_forward_pre_hook(select)
+def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
+    """Let hooks replace what modules are called with, inside a `with`."""
+    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in hooks]
     try:
         yield
     finally:
-        hook.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def with_arguments(module: nn.Module, arguments: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Replace keyword arguments of a module's calls inside a `with`."""
+    return hooked([(module, lambda module, args, given: (args, {**given, **arguments}))])

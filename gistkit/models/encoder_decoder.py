@@ -12,7 +12,7 @@ Shapes: B batch, P instruction, K gist tokens, L input, T target, E hidden size,
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
@@ -27,7 +27,7 @@ from transformers.utils.generic import ModelOutput
 from gistkit.errors import OptionError
 from gistkit.gist import Prefix
 from gistkit.masks import attends, cross_attention, document_starts, relabelled, same_document
-from gistkit.models.base import Adapter
+from gistkit.models.base import Adapter, Hook, hooked, with_arguments
 from gistkit.models.kv_batch import CACHE, KVBatch, StaticBatch
 
 Edit = Callable[[Tensor], Tensor]
@@ -80,7 +80,7 @@ class EncoderDecoderAdapter(Adapter):
             given.append((self.model.get_decoder(), packed))
         with self._lock, ExitStack() as hooks:
             for stack, arguments in given:
-                hooks.enter_context(_with_arguments(stack, arguments))
+                hooks.enter_context(with_arguments(stack, arguments))
             output: ModelOutput = (self.model if model is None else model)(
                 input_ids=ids, attention_mask=cross, labels=labels, **kwargs
             )
@@ -229,26 +229,13 @@ class EncoderDecoderAdapter(Adapter):
     def _before_blocks(self, edit_for: Callable[[str], Edit]) -> Iterator[None]:
         """Pass the hidden states that enter each encoder block through an edit."""
 
-        def hook_for(name: str) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+        def hook_for(name: str) -> Hook:
             edit = edit_for(name)
+            return lambda module, args, given: ((edit(args[0]), *args[1:]), given)
 
-            def hook(
-                module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]
-            ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-                return (edit(args[0]), *args[1:]), given
-
-            return hook
-
-        with self._lock:
-            hooks = [
-                block.register_forward_pre_hook(hook_for(f"blocks.{i}.hidden"), with_kwargs=True)
-                for i, block in enumerate(self.encoder.block)
-            ]
-            try:
-                yield
-            finally:
-                for hook in hooks:
-                    hook.remove()
+        blocks = enumerate(self.encoder.block)
+        with self._lock, hooked([(block, hook_for(f"blocks.{i}.hidden")) for i, block in blocks]):
+            yield
 
 
 class _DecoderBatch(StaticBatch):
@@ -277,17 +264,3 @@ def align_left(ids: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
     """Move padding of `ids` [B, L] to the right of each row."""
     order = (padding == 0).long().argsort(dim=-1, stable=True)
     return ids.gather(1, order), padding.gather(1, order)
-
-
-@contextmanager
-def _with_arguments(module: nn.Module, arguments: Mapping[str, Any]) -> Iterator[None]:
-    def replace(
-        module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, {**given, **arguments}
-
-    hook = module.register_forward_pre_hook(replace, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()

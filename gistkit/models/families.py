@@ -1,6 +1,6 @@
 """The table of model families: who is proved, who is refused, and why.
 
-A row of `FAMILIES` stands because `tests/parity` proves the theorem for it: logits and greedy
+A row of `FAMILIES` is there because `tests/parity` proves the theorem for it: logits and greedy
 tokens from the cached gist equal those of the masked full pass. Keys are transformers' own
 `model_type`. A type in neither table is refused too, since it was never tested.
 """

@@ -33,7 +33,7 @@ LOWEST_TEMPERATURE = 1e-6
 
 def as_list(texts: Text, what: str) -> list[str]:
     """One string or many as a list (raises PromptError where there is none, or it is no text)."""
-    given: list[Any] = list(texts) if _is_several(texts) else [texts]
+    given = _listed(texts)
     for text in given:
         if not isinstance(text, str):
             raise PromptError(f"{what} {text!r:.60} is no text; give a string or a list of strings")
@@ -44,16 +44,16 @@ def as_list(texts: Text, what: str) -> list[str]:
 
 def stops_of(stop_strings: Text | None) -> list[str]:
     """Stop strings as a list (raises OptionError for one that is empty or no text)."""
-    given = [] if stop_strings is None else stop_strings
-    stops: list[Any] = list(given) if _is_several(given) else [given]
+    stops = [] if stop_strings is None else _listed(stop_strings)
     for stop in stops:
         if not isinstance(stop, str) or not stop:
             raise OptionError(f"stop string {stop!r:.60} is no text, or empty; leave it out")
     return stops
 
 
-def _is_several(texts: object) -> bool:
-    return isinstance(texts, Iterable) and not isinstance(texts, str | bytes)
+def _listed(given: Any) -> list[Any]:
+    several = isinstance(given, Iterable) and not isinstance(given, str | bytes)
+    return list(given) if several else [given]
 
 
 def cut_at(answer: str, stops: Sequence[str]) -> str:
@@ -80,8 +80,7 @@ def check_real(**numbers: float) -> None:
 
 def counts_of(numbers: int | Sequence[int]) -> tuple[int, ...]:
     """One number of gist tokens or several (raises OptionError for none, or one below 1)."""
-    several = isinstance(numbers, Sequence) and not isinstance(numbers, str)
-    counts: Any = tuple(numbers) if several else (numbers,)  # type: ignore[arg-type]
+    counts = _listed(numbers)
     if not counts:
         raise OptionError(f"`num_gist_tokens` must be at least 1, not {numbers}")
     for count in counts:

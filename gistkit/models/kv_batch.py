@@ -190,18 +190,18 @@ class ContinuousBatch(KVBatch):
         self.logits = output.logits[:, -1]
 
     def join(self, other: Self) -> None:
-        used, theirs = self.extent, other.extent
-        wider = max(0, theirs.width - used.width)
-        self._reserve(used.rows + theirs.rows, left=wider, right=1)
+        used, added = self.extent, other.extent
+        wider = max(0, added.width - used.width)
+        self._reserve(used.rows + added.rows, left=wider, right=1)
         self.padding[: used.rows, :, used.start - wider : used.start] = 0
         used.start -= wider
-        rows = slice(used.rows, used.rows + theirs.rows)
+        rows = slice(used.rows, used.rows + added.rows)
         self.padding[rows, :, used.start : used.end] = 0
-        for mine, tensor in zip(self._tensors(), other._tensors(), strict=True):
-            mine[rows, :, used.end - theirs.width : used.end] = tensor[
-                : theirs.rows, :, theirs.start : theirs.end
+        for target, source in zip(self._tensors(), other._tensors(), strict=True):
+            target[rows, :, used.end - added.width : used.end] = source[
+                : added.rows, :, added.start : added.end
             ]
-        used.rows += theirs.rows
+        used.rows += added.rows
         self.lengths = torch.cat([self.lengths, other.lengths])
         self.spans = torch.cat([self.spans, other.spans])
         self.logits = torch.cat([self.logits, other.logits])

@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
-from gistkit.errors import ModelNotFoundError, NotAGistModelError
+from gistkit.errors import ModelNotFoundError
 from gistkit.models.config import FILE_NAME, GistConfig
 from gistkit.models.families import adapter_class
 from gistkit.models.inputs import parse_dtype as parse_dtype
@@ -46,30 +46,6 @@ REASONS = {
     "contains custom code": "it comes with code of its own, which gistkit does not run",
 }
 """What some of transformers' messages mean here."""
-
-
-def load_gist_model(
-    path_or_hub_id: str,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    cache_dir: str | None = None,
-    weight_diff_base: str | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, GistConfig]:
-    """All parts of a gist model; arguments and errors as `GistModel.from_pretrained`."""
-    path = whole_model(resolve(path_or_hub_id), weight_diff_base, cache_dir=cache_dir)
-    model_config = load_config(path, cache_dir=cache_dir)
-    tokenizer = load_tokenizer(path, cache_dir=cache_dir)
-    config = load_gist_config(path, cache_dir=cache_dir)
-    if GIST_TOKEN not in tokenizer.get_vocab():
-        raise NotAGistModelError(
-            f"{path} is not a gist model: its tokenizer has no {GIST_TOKEN}; train it first "
-            "(gistkit train), or start from it with GistModel.from_base"
-        )
-    model: Any = load_model(path, model_config, dtype=dtype, cache_dir=cache_dir)
-    if config is None:
-        config = GistConfig(template=adapter_class(model_config).default_template)
-    return model.to(device), tokenizer, config
 
 
 def whole_model(

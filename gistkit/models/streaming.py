@@ -38,7 +38,6 @@ class TokenQueue(BaseStreamer):
         self._prompt_seen = True
 
     def end(self) -> None:
-        """No more ids."""
         self._ids.put(None)
 
     def __iter__(self) -> Iterator[int]:
@@ -46,19 +45,19 @@ class TokenQueue(BaseStreamer):
 
 
 def stream_text(
-    generate: Callable[[BaseStreamer], object],
+    generate: Callable[..., object],
     decode: Callable[[list[int]], str],
     stops: Sequence[str],
 ) -> Iterator[str]:
-    """Run `generate` in a thread and yield its answer in pieces; leaving early ends the thread.
+    """Run `generate(streamer=...)` in a thread and yield its answer in pieces.
 
-    Raises: what `generate` raises.
+    Leaving early ends the thread. Raises: what `generate` raises.
     """
     tokens, failures = TokenQueue(), list[BaseException]()
 
     def run() -> None:
         try:
-            generate(tokens)
+            generate(streamer=tokens)
         except Abandoned:
             pass
         except BaseException as error:  # handed to the reader's thread

@@ -20,7 +20,7 @@ from tests.cli.console import Run
         ([], "no instruction given; use --instruction TEXT"),
         (["--instruction", ""], "the instruction is empty"),
         (["--instruction", " \n"], "the instruction is empty"),
-        (["--instruction", "\udcff"], "--instruction is not UTF-8"),
+        (["--instruction", "\udcff"], "the instruction is not valid text"),
         (["--instruction", "a", "--num-gist-tokens", "0"], "--num-gist-tokens must be at least 1"),
         (["--instruction", "a", "--num_gist_tokens", "-3"], "at least 1, not -3"),
         (["--instruction", "a", "--num-gist-tokens", "two"], "'--num-gist-tokens'"),

@@ -66,6 +66,7 @@ class Disk:
         self._noted = time.monotonic()
         self._notes = threading.Lock()
         self._indexing = threading.RLock()
+        self._inode: int | None = None  # of the index that is open
         try:
             self._open()
         except FAILURES as error:
@@ -393,8 +394,9 @@ class Disk:
 
     def _make_index_again(self, *, damaged: bool = False) -> None:
         self.index.close()
+        opened, self._inode = self._inode, 0  # if this fails, the next call opens it
         with self._alone():
-            if damaged and _inode(self._index_path) == self._inode:
+            if damaged and _inode(self._index_path) == opened:
                 self._set_index_aside()
             self._open_index()
         self._add_rows()

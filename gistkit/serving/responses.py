@@ -19,7 +19,6 @@ from fastapi import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from gistkit.prompts import Turn
 from gistkit.serving.api_errors import ApiError, GoneError, Json, api_error
 from gistkit.serving.engine import Prepared, Prompt, Sampling, StreamChunk
 from gistkit.serving.middleware import Record
@@ -156,8 +155,8 @@ async def start(
             param="model",
         )
     if service.settings.log_prompts:
-        logged = [_loggable(input) for input in inputs]
-        record.facts["prompt"] = {"instruction": instruction, "inputs": logged}
+        texts = [i if isinstance(i, str) else [(t.role, t.text) for t in i] for i in inputs]
+        record.facts["prompt"] = {"instruction": instruction, "inputs": texts}
     wanted = body.gist or x_gist or "auto"
     async with asyncio.timeout_at(deadline):
         gist = await service.resolve_gist(instruction, wanted, body.gist_tokens)
@@ -352,7 +351,3 @@ async def _merge(
         for reader in readers:
             reader.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
-
-
-def _loggable(input: Sequence[Turn] | str) -> Any:
-    return input if isinstance(input, str) else [(turn.role, turn.text) for turn in input]

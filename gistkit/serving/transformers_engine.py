@@ -23,12 +23,6 @@ from gistkit.serving.worker import Worker
 from gistkit.single_flight import SingleFlight
 from gistkit.store import GistKey, GistStore
 
-MAX_WAITING = 256
-MAX_ROWS = 64
-MAX_LENGTH = 16_384
-"""Tokens. A pass takes memory by their square (its mask), and some models have no last position."""
-KV_LIMIT = 2 * 2**30
-"""Default bytes of keys and values on a CPU."""
 KEYS = 256  # instructions whose gist key is remembered
 
 T = TypeVar("T")
@@ -40,11 +34,10 @@ class TransformersEngine(Engine):
     Args:
         model: nothing else may generate with it.
         store: holds the gists; the caller closes it.
-        name: the model's id for clients.
         max_waiting: requests in the queue, and instructions waiting to be compressed.
         max_rows: answers decoded at once.
         max_length: tokens of a prompt and its answer together, and of an instruction with its gist
-            tokens; the model's positions may allow less.
+            tokens; the model's positions may allow less. A pass takes memory by their square.
         kv_limit: bytes of keys and values of all answers together; default: half of what is free on
             the GPU, 2 GiB on a CPU.
 
@@ -58,9 +51,9 @@ class TransformersEngine(Engine):
         store: GistStore,
         *,
         name: str = "gistkit",
-        max_waiting: int = MAX_WAITING,
-        max_rows: int = MAX_ROWS,
-        max_length: int = MAX_LENGTH,
+        max_waiting: int = 256,
+        max_rows: int = 64,
+        max_length: int = 16_384,
         kv_limit: int | None = None,
     ) -> None:
         check_numbers(max_waiting=max_waiting, max_rows=max_rows)
@@ -250,4 +243,4 @@ def _join_chunks(
 
 
 def _default_kv_limit(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else KV_LIMIT
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2 * 2**30

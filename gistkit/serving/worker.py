@@ -115,8 +115,6 @@ class Worker:
 
     Args:
         model: only this thread decodes with it.
-        scheduler: decides which requests begin.
-        max_waiting: requests in the queue.
 
     Attributes:
         queue: requests that have not begun.

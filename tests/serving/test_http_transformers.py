@@ -159,6 +159,13 @@ def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
         assert all(int(one.response.headers["retry-after"]) >= 1 for one in refused)
 
 
+def test_messages_name_no_parameters_of_python(tiny: Running) -> None:
+    reason = ask(tiny, max_tokens=1, extra_body={"gist_tokens": 3}).gist["reason"]
+    assert reason == "this model was trained for 1, 2, 4 gist tokens, not 3; choose one"
+    made = tiny.http().post("/v1/gists", json={"instruction": "Be brief.", "k": 3})
+    assert (made.status_code, made.json()["error"]["message"]) == (400, reason)
+
+
 def test_its_fidelity_is_measured_and_kept(tiny: Running) -> None:
     id = ask(tiny, max_tokens=1).gist["id"]
     body = {"instruction": "Be brief.", "probes": ["one", "two"]}

@@ -37,8 +37,6 @@ from gistkit.serving.vllm.router import Router
 from gistkit.single_flight import SingleFlight
 from gistkit.store import GistKey, GistStore
 
-MAX_WAITING = 1024
-MAX_ROWS = 256
 SAMPLE = "Answer."
 
 
@@ -48,9 +46,7 @@ class VllmEngine(Engine):
     Args:
         model: the whole one, or for `compressor=vllm` a `TokenizerModel`.
         store: the servers' store; the caller closes it.
-        urls: of the servers.
-        name: the model's id for clients.
-        key: the servers' API key.
+        urls, key: of the servers.
         compressor: what compresses: vLLM, or `model` in this process, which can also measure.
         max_waiting: answers in the queue, and instructions waiting to be compressed.
         max_rows: answers at once on each server.
@@ -70,8 +66,8 @@ class VllmEngine(Engine):
         name: str = "gistkit",
         key: str | None = None,
         compressor: Literal["vllm", "transformers"] = "vllm",
-        max_waiting: int = MAX_WAITING,
-        max_rows: int = MAX_ROWS,
+        max_waiting: int = 1024,
+        max_rows: int = 256,
         max_length: int | None = None,
     ) -> None:
         check_numbers(max_waiting=max_waiting, max_rows=max_rows, max_length=max_length or 1)

@@ -8,7 +8,6 @@ other request and takes none of the model's memory.
 import asyncio
 import re
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
@@ -89,7 +88,7 @@ class Middleware:
 
     def __init__(self, app: ASGIApp, *, service: Service, keys: Keys | None, local: bool) -> None:
         self._app, self._service, self._keys, self._local = app, service, keys, local
-        self._uploads = asyncio.Semaphore(MAX_UPLOADS)
+        self._uploads = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -115,12 +114,15 @@ class Middleware:
             if self._keys is not None:
                 _check_key(self._keys, scope, headers, record)
             uploading = path == UPLOAD
-            if uploading and self._uploads.locked():
+            if uploading and self._uploads >= MAX_UPLOADS:
                 raise BusyError(f"{MAX_UPLOADS} gist files are being uploaded; send it later", 1.0)
-            async with self._uploads if uploading else nullcontext():
+            self._uploads += uploading
+            try:
                 limit = MAX_FILE if uploading else self._service.settings.max_body
                 body = await _read_body(receive, headers, limit)
                 await self._app(scope, _replay(body, receive), send_with_id)
+            finally:
+                self._uploads -= uploading
         except (GoneError, asyncio.CancelledError) as error:
             status = status or 499
             record.facts["gone"] = True

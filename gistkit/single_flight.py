@@ -1,4 +1,4 @@
-"""Work that is requested several times at once is done once. Knows nothing about gists.
+"""Work that is requested several times at once is done once.
 
 flights.run(key, work)              threads: the first caller works, the others wait
 await flights.wait(key, start)      an event loop: `start` begins a future, all await it
@@ -59,8 +59,7 @@ class SingleFlight:
         A caller that is cancelled leaves the job running for the others.
 
         Raises:
-            BusyError: too many jobs.
-            UnavailableError: after `stop`.
+            BusyError, UnavailableError: too many jobs; after `stop`.
             Exception: what the job raises.
         """
         if self._stopped:

@@ -27,15 +27,11 @@ NEEDED = ("fastapi", "uvicorn", "prometheus_client", "httpx2")
 
 
 class Kind(StrEnum):
-    """What runs the model."""
-
     transformers = "transformers"
     vllm = "vllm"
 
 
 class Compressor(StrEnum):
-    """What compresses, if vLLM runs the model."""
-
     vllm = "vllm"
     transformers = "transformers"
 

@@ -1,7 +1,6 @@
 """`gistkit store`: list stored gists and maintain the store."""
 
 import time
-from collections.abc import Mapping
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,7 +42,7 @@ def list_gists(place: Place = None, json: Json = False) -> None:
     with open_store(place) as opened:
         entries = opened.entries()
     if json:
-        emit(_report(gists=[entry.to_json() for entry in entries]))
+        _report("", json, gists=[entry.to_json() for entry in entries])
         return
     rows = [_row(entry) for entry in entries]
     titles = ("id", "k", "prompt", "bytes", "last used", "expires", "fidelity", "")
@@ -69,7 +68,7 @@ def put(
     gist = Gist.load(file)
     with open_store(place, make=True) as opened:
         id = opened.put(None, gist, pinned=pin or None, ttl=ttl)
-    emit(_report(id=id) if json else id)
+    _report(id, json, id=id)
 
 
 @store.command()
@@ -83,7 +82,7 @@ def get(
     with open_store(place) as opened:
         id = whole_id(opened, id)
         written = opened.load(id).save(output)
-    emit(_report(id=id, file=str(written)) if json else f"wrote {written}")
+    _report(f"wrote {written}", json, id=id, file=str(written))
 
 
 @store.command()
@@ -97,7 +96,7 @@ def rm(
         whole = [whole_id(opened, id) for id in ids]
         for id in whole:
             opened.remove(id)
-    emit(_report(removed=whole) if json else f"removed {len(whole)}")
+    _report(f"removed {len(whole)}", json, removed=whole)
 
 
 @store.command()
@@ -111,7 +110,7 @@ def pin(
     with open_store(place) as opened:
         id = whole_id(opened, id)
         opened.pin(id, not off)
-    emit(_report(id=id, pinned=not off) if json else f"{'unpinned' if off else 'pinned'} {id}")
+    _report(f"{'unpinned' if off else 'pinned'} {id}", json, id=id, pinned=not off)
 
 
 @store.command()
@@ -120,12 +119,8 @@ def verify(place: Place = None, json: Json = False) -> None:
     with open_store(place) as opened:
         found = opened.verify()
     damaged = found["damaged"]
-    emit(
-        _report(**found)
-        if json
-        else f"checked {found['checked']}, damaged {len(damaged)}"
-        + "".join(f"\n{i}" for i in damaged)
-    )
+    lines = [f"checked {found['checked']}, damaged {len(damaged)}", *damaged]
+    _report("\n".join(lines), json, **found)
     if damaged:
         say("damaged gists are in quarantine; they are compressed again when next requested")
         raise typer.Exit(1)
@@ -140,14 +135,14 @@ def gc(
     """Remove expired gists, leftovers of killed writers, and index rows without a file."""
     with open_store(place, max_bytes=max_bytes) as opened:
         removed = opened.gc()
-    emit(_report(**removed) if json else ", ".join(f"{n} {what}" for what, n in removed.items()))
+    _report(", ".join(f"{n} {what}" for what, n in removed.items()), json, **removed)
 
 
 @store.command()
 def stats(place: Place = None) -> None:
     """Print entries, bytes, hits, misses, evictions and quarantined files as JSON."""
     with open_store(place) as opened:
-        emit(_report(**opened.stats()))
+        _report("", True, **opened.stats())
 
 
 def open_store(place: str | None, *, make: bool = False, **options: Any) -> "GistStore":
@@ -191,6 +186,5 @@ def _row(entry: "Entry") -> tuple[str, ...]:
     )
 
 
-def _report(**facts: Any) -> str:
-    report: Mapping[str, Any] = {"schema_version": 1, **facts}
-    return dumps(report)
+def _report(text: str, json: bool, **facts: Any) -> None:
+    emit(dumps({"schema_version": 1, **facts}) if json else text)

@@ -1,4 +1,4 @@
-"""What a vLLM request asks of the connector, in `kv_transfer_params`, and the prompt it must have.
+"""The connector's parameters of a vLLM request (`kv_transfer_params`), and the prompt they need.
 
     {"gist": ID}                              k placeholders, then the input's tokens
     {"compress": GistKey.to_json(),           the instruction's tokens, then k placeholders
@@ -19,7 +19,7 @@ from gistkit.store.entry import ID
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Take the first k positions from a stored gist."""
+    """Load the first k positions from a stored gist."""
 
     id: str
     k: int
@@ -34,7 +34,6 @@ class Save:
 
     @property
     def k(self) -> int:
-        """The number of gist tokens."""
         return self.key.num_tokens
 
 
@@ -45,7 +44,7 @@ def parse_request(
     config: ConnectorConfig,
     store: GistStore,
 ) -> Load | Save | None:
-    """What a request asks of the connector; None: nothing.
+    """What the connector is to do for a request; None: nothing.
 
     Args:
         params: its `kv_transfer_params`.

@@ -1,9 +1,6 @@
 """vLLM's OpenAI server: the options it is started with, and a launcher that ends with its parent.
 
-    python -m gistkit.integrations.server OPTIONS
-
-A server has several names: the one that people know, and the one that gateways ask by.
-Imports nothing slow: the launcher is to be out of vLLM's way.
+python -m gistkit.integrations.server OPTIONS
 """
 
 import json

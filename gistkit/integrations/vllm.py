@@ -89,7 +89,7 @@ class GistConnector(KVConnectorBase_V1):  # type: ignore[misc]
     # ---- scheduler
 
     def on_new_request(self, request: Any) -> None:
-        """Parse a request, and give each gist its own part of the prefix cache."""
+        """Give each gist its own part of the prefix cache."""
         action: Load | Save | Reject | None
         try:
             action = self._parse(request)
@@ -136,7 +136,6 @@ class GistConnector(KVConnectorBase_V1):  # type: ignore[misc]
         return max(0, min(k, request.num_tokens - 1) - num_computed_tokens), False
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        """Plan which slots the gist goes to."""
         action = self._actions.get(request.request_id)
         if not num_external_tokens or action is None or isinstance(action, Save):
             return
@@ -148,7 +147,6 @@ class GistConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._plan.loads.append((action.id, first, self._slots(ids, first, action.k)))
 
     def build_connector_meta(self, scheduler_output: Any) -> TransferPlan:
-        """The plan, including gists of the instructions that this pass reads to their end."""
         self._track_blocks(scheduler_output)
         for id, count in scheduler_output.num_scheduled_tokens.items():
             request, action = self._requests.get(id), self._actions.get(id)
@@ -178,7 +176,7 @@ class GistConnector(KVConnectorBase_V1):  # type: ignore[misc]
         return [blocks[at // size] * size + at % size for at in range(first, end)]
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, None]:
-        """Forget the request; its blocks may be freed at once."""
+        """Its blocks may be freed at once."""
         for table in (self._actions, self._blocks, self._requests):
             table.pop(request.request_id, None)
         return False, None
@@ -186,7 +184,6 @@ class GistConnector(KVConnectorBase_V1):  # type: ignore[misc]
     # ---- worker
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Write the gists before the pass."""
         plan = self._get_connector_metadata()
         self._failed_blocks.update(slot // self._block for slot in plan.failed)
         for id, first, slots in plan.loads:
@@ -211,7 +208,7 @@ class GistConnector(KVConnectorBase_V1):  # type: ignore[misc]
         return failed
 
     def wait_for_save(self) -> None:
-        """Store the gists of the instructions that this pass has read to their end."""
+        """Store the gists of instructions whose last token this pass has read."""
         for save, slots in self._get_connector_metadata().saves:
             try:
                 gist = self._read_gist(save, slots)  # by all ranks together
@@ -229,7 +226,6 @@ class GistConnector(KVConnectorBase_V1):  # type: ignore[misc]
         """Nothing: gists are saved after the pass."""
 
     def _layers(self) -> dict[int, Any]:
-        """The attention layers by number."""
         context = self._vllm_config.compilation_config.static_forward_context
         return {
             extract_layer_index(name): layer for name, layer in context.items() if _has_cache(layer)
@@ -253,12 +249,12 @@ class GistConnector(KVConnectorBase_V1):  # type: ignore[misc]
         ranks = self._vllm_config.parallel_config.tensor_parallel_size
         # with more ranks than heads, several ranks hold the same head
         first = get_tensor_model_parallel_rank() * len(heads) // ranks
-        mine = heads[first : first + layer.num_kv_heads].transpose(0, 1)
-        return mine.to(layer.kv_cache.device, layer.kv_cache.dtype).contiguous()
+        own = heads[first : first + layer.num_kv_heads].transpose(0, 1)
+        return own.to(layer.kv_cache.device, layer.kv_cache.dtype).contiguous()
 
-    def _of_all_ranks(self, mine: Tensor) -> Tensor:
+    def _of_all_ranks(self, own: Tensor) -> Tensor:
         """[k, heads of this rank, D] of every rank as [k, H, D]."""
-        every: Tensor = get_tp_group().all_gather(mine.contiguous(), dim=1)
+        every: Tensor = get_tp_group().all_gather(own.contiguous(), dim=1)
         copies = every.shape[1] // self._vllm_config.model_config.get_total_num_kv_heads()
         return every[:, ::copies]
 

@@ -56,12 +56,6 @@ def _listed(given: Any) -> list[Any]:
     return list(given) if several else [given]
 
 
-def cut_at(answer: str, stops: Sequence[str]) -> str:
-    """`answer` up to the first stop string, without white space around it."""
-    found = [index for stop in stops if (index := answer.find(stop)) >= 0]
-    return answer[: min(found)].strip() if found else answer.strip()
-
-
 def check_numbers(*, least: int = 1, **numbers: int) -> None:
     """Raise OptionError, by its name, for a number that is not whole or below `least`."""
     for name, number in numbers.items():

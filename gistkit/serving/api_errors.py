@@ -28,7 +28,6 @@ TYPES: Mapping[int, str] = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
-MAX_MESSAGE = 500  # characters
 
 
 class Json(JSONResponse):
@@ -39,15 +38,7 @@ class Json(JSONResponse):
 
 
 class ApiError(Exception):
-    """An error response.
-
-    Args:
-        status: of HTTP.
-        message: one line.
-        code: the error for programs.
-        param: the field that is wrong.
-        headers: further headers of the response.
-    """
+    """An error response; `code` is for programs, `param` the field that is wrong."""
 
     def __init__(
         self,
@@ -63,14 +54,12 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def to_json(self) -> dict[str, Any]:
-        """The body."""
         fallback = "server_error" if self.status >= 500 else "invalid_request_error"
-        message = " ".join(str(self).split())[:MAX_MESSAGE]
+        message = " ".join(str(self).split())[:500]
         kind = TYPES.get(self.status, fallback)
         return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Json:
-        """The whole response."""
         return Json(self.to_json(), self.status, self.headers)
 
 
@@ -95,7 +84,8 @@ def api_error(error: Exception, **facts: Any) -> ApiError:
         case PromptError() | OptionError():
             return ApiError(400, str(error), code="invalid_value")
         case SaveError():
-            return ApiError(507, str(error), code="store_full")
+            message = str(error).replace("raise `max_bytes`", "raise the server's quota")
+            return ApiError(507, message, code="store_full")
         case TimeoutError():
             return ApiError(504, "the request took longer than the server allows", code="timeout")
         case GistkitError():
@@ -147,5 +137,6 @@ def _first(mistakes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 def _path(mistake: Mapping[str, Any]) -> list[str]:
     """The field's path, without pydantic's names of alternatives (`list[Part]`)."""
     *path, last = [str(part) for part in mistake["loc"][1:]] or [""]
-    ours = mistake["type"] != "extra_forbidden"  # otherwise the last part is the client's word
-    return [part for part in path if "[" not in part] + [last] * (not ours or "[" not in last)
+    path = [part for part in path if "[" not in part]
+    # the name of an unknown field is the client's, and may have brackets
+    return path if "[" in last and mistake["type"] != "extra_forbidden" else [*path, last]

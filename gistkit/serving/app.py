@@ -95,14 +95,7 @@ def make_app(
         app.include_router(routes)
     app.add_exception_handler(RequestValidationError, validation_error)
     app.add_exception_handler(HTTPException, http_error)
-    app.add_middleware(
-        Middleware,
-        keys=keys,
-        max_body=settings.max_body,
-        local=local and keys is None,
-        metrics=service.metrics,
-        drain=service.drain,
-    )
+    app.add_middleware(Middleware, service=service, keys=keys, local=local and keys is None)
     return app
 
 
@@ -114,7 +107,6 @@ async def list_models(request: Request) -> dict[str, Any]:
 
 @router.get("/v1/models/{id:path}", summary="Get the model")
 async def get_model(request: Request, id: str) -> dict[str, Any]:
-    """As in the list."""
     engine = request.app.state.service.engine
     if id != engine.name:
         raise ApiError(404, f"no model {id!r} here", code="model_not_found", param="model")
@@ -142,7 +134,7 @@ async def live() -> dict[str, str]:
 async def ready(request: Request) -> dict[str, str]:
     """503 before the engine has started, after it has failed for good, and from SIGTERM on."""
     service: Service = request.app.state.service
-    if service.drain.begun or not service.ready:
+    if service.draining or not service.ready:
         raise UnavailableError("the server is stopping, or has not started yet")
     if not service.engine.healthy:
         raise UnavailableError("the engine has stopped, or no vLLM server is up; see the log")
@@ -169,7 +161,6 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/", include_in_schema=False)
 async def index() -> Response:
-    """The playground."""
     return _page_file("index.html")
 
 
@@ -177,7 +168,6 @@ async def index() -> Response:
 async def page_file(
     name: Annotated[str, PathParameter(pattern=r"^[a-z]{1,32}\.(css|js)$")],
 ) -> Response:
-    """Scripts and styles of the playground."""
     return _page_file(name)
 
 

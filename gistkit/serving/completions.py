@@ -4,27 +4,25 @@ In a chat the leading system messages are the instruction. In a plain completion
 input, and `instruction` is what a gist replaces.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from math import isfinite
 from typing import Annotated, Any
-from uuid import uuid4
 
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
 from gistkit.serving.api_errors import ApiError
 from gistkit.serving.engine import StreamChunk, TokenLogprob
-from gistkit.serving.responses import Choice, Completion, Event, respond, start, unless_gone
+from gistkit.serving.responses import Completion, Event, Format, respond
 from gistkit.serving.schema import (
     CHOICE,
+    MAX_ANSWERS,
     ChatRequest,
     ChatResponse,
     CompletionRequest,
     TextResponse,
     streamed,
 )
-from gistkit.serving.settings import MAX_ANSWERS
 
 MIN_LOGPROB = -9999.0
 """OpenAI's number for log-probabilities that JSON cannot express."""
@@ -46,9 +44,7 @@ async def chat(request: Request, body: ChatRequest, x_gist: XGist = None) -> Res
             raise _misplaced("the last message must be the user's")
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
-    completion = await unless_gone(request, start(request, body, x_gist))
-    format = ChatFormat(completion, body)
-    return await respond(request, completion, format, stream=body.stream)
+    return await respond(request, body, x_gist, ChatFormat)
 
 
 @router.post(
@@ -59,117 +55,66 @@ async def complete(request: Request, body: CompletionRequest, x_gist: XGist = No
     if len(body.inputs) * (body.n or 1) > MAX_ANSWERS:
         message = f"prompts times n must be at most {MAX_ANSWERS}"
         raise ApiError(400, message, param="n", code="invalid_value")
-    completion = await unless_gone(request, start(request, body, x_gist))
-    format = TextFormat(completion, body)
-    return await respond(request, completion, format, stream=body.stream)
+    return await respond(request, body, x_gist, TextFormat)
 
 
-class ChatFormat:
+class ChatFormat(Format):
     """Answers as messages."""
 
-    def __init__(self, completion: Completion, body: ChatRequest) -> None:
-        self._completion = completion
-        self._logprobs, self._usage = bool(body.logprobs), body.include_usage
-        self._head = _head(completion, "chatcmpl")
-        self._event_head: Event = {**self._head, "object": "chat.completion.chunk"}
-        if self._usage:
-            self._event_head = {**self._event_head, "usage": None}
+    prefix, object, event_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def response(self, choices: Sequence[Choice]) -> dict[str, Any]:
+    def choice(self, answer: StreamChunk) -> dict[str, Any]:
         return {
-            **self._head,
-            "object": "chat.completion",
-            "choices": [
-                {
-                    "index": index,
-                    "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                    "logprobs": _chat_logprobs(choice.logprobs) if self._logprobs else None,
-                    "finish_reason": choice.finish,
-                }
-                for index, choice in enumerate(choices)
-            ],
-            "usage": self._completion.usage(),
-            "gist": self._completion.gist.to_json(),
+            "index": answer.index,
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": _chat_logprobs(answer.logprobs) if self.logprobs else None,
+            "finish_reason": answer.finish,
         }
 
     def first(self) -> Iterator[Event]:
-        gist = self._completion.gist.to_json()
-        for index in range(self._completion.num_choices):
+        gist = self.completion.gist.to_json()
+        for index in range(self.completion.num_choices):
             delta = {"role": "assistant", "content": "", "refusal": None}
             yield {**self._event(index, delta), "gist": gist}
 
     def chunk(self, chunk: StreamChunk) -> Iterator[Event]:
         if chunk.text or chunk.logprobs:
-            logprobs = _chat_logprobs(chunk.logprobs) if self._logprobs else None
+            logprobs = _chat_logprobs(chunk.logprobs) if self.logprobs else None
             yield self._event(chunk.index, {"content": chunk.text}, logprobs=logprobs)
         if chunk.finish:
             yield self._event(chunk.index, {}, finish_reason=chunk.finish)
 
-    def last(self) -> Iterator[Event]:
-        if self._usage:
-            yield _usage_event(self._event_head, self._completion)
-
     def _event(self, index: int, delta: dict[str, Any], **more: Any) -> Event:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-        return {**self._event_head, "choices": [choice | more]}
+        return {**self.event_head, "choices": [choice | more]}
 
 
-class TextFormat:
+class TextFormat(Format):
     """Answers as plain text."""
 
-    def __init__(self, completion: Completion, body: CompletionRequest) -> None:
-        self._completion = completion
-        self._logprobs, self._usage = body.logprobs is not None, body.include_usage
-        self._head = {**_head(completion, "cmpl"), "object": "text_completion"}
-        self._event_head: Event = {**self._head, "usage": None} if self._usage else self._head
+    prefix, object, event_object = "cmpl", "text_completion", "text_completion"
+
+    def __init__(self, completion: Completion, body: ChatRequest | CompletionRequest) -> None:
+        super().__init__(completion, body)
         self._offsets = [0] * completion.num_choices
         self._begun = False
 
-    def response(self, choices: Sequence[Choice]) -> dict[str, Any]:
+    def choice(self, answer: StreamChunk) -> dict[str, Any]:
+        found = None
+        if self.logprobs:
+            found = _text_logprobs(answer.logprobs, self._offsets[answer.index])
+            self._offsets[answer.index] += sum(len(token.token) for token in answer.logprobs)
         return {
-            **self._head,
-            "choices": [
-                self._choice(index, choice.text, choice.logprobs, choice.finish)
-                for index, choice in enumerate(choices)
-            ],
-            "usage": self._completion.usage(),
-            "gist": self._completion.gist.to_json(),
+            "index": answer.index,
+            "text": answer.text,
+            "logprobs": found,
+            "finish_reason": answer.finish,
         }
 
-    def first(self) -> Iterator[Event]:
-        yield from ()
-
     def chunk(self, chunk: StreamChunk) -> Iterator[Event]:
-        choice = self._choice(chunk.index, chunk.text, chunk.logprobs, chunk.finish)
-        gist = {} if self._begun else {"gist": self._completion.gist.to_json()}
+        gist = {} if self._begun else {"gist": self.completion.gist.to_json()}
         self._begun = True
-        yield {**self._event_head, "choices": [choice], **gist}
-
-    def last(self) -> Iterator[Event]:
-        if self._usage:
-            yield _usage_event(self._event_head, self._completion)
-
-    def _choice(
-        self, index: int, text: str, logprobs: Sequence[TokenLogprob], finish: str | None
-    ) -> dict[str, Any]:
-        found = None
-        if self._logprobs:
-            found = _text_logprobs(logprobs, self._offsets[index])
-            self._offsets[index] += sum(len(token.token) for token in logprobs)
-        return {"index": index, "text": text, "logprobs": found, "finish_reason": finish}
-
-
-def _head(completion: Completion, prefix: str) -> dict[str, Any]:
-    return {
-        "id": f"{prefix}-{uuid4().hex}",
-        "created": int(time.time()),
-        "model": completion.model,
-        "system_fingerprint": None,
-    }
-
-
-def _usage_event(head: Event, completion: Completion) -> Event:
-    return {**head, "choices": [], "usage": completion.usage(), "gist": completion.gist.to_json()}
+        yield {**self.event_head, "choices": [self.choice(chunk)], **gist}
 
 
 def _chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:

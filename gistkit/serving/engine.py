@@ -1,4 +1,4 @@
-"""The interface between the HTTP server and an engine, and the preparation all engines share.
+"""The interface between the HTTP server and an engine, and what all engines share.
 
     prepared = await engine.prepare(prompt, gist, sampling)    # token ids, checked once
     async for chunk in engine.stream(prepared): ...            # StreamChunk
@@ -8,15 +8,15 @@ text and return text, and all their methods are called on one event loop.
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 from gistkit.errors import OptionError, PromptError
 from gistkit.gist import Gist
 from gistkit.model import GistModel
-from gistkit.models.inputs import check_numbers
 from gistkit.prompts import Turn
 
 Finish = Literal["stop", "length"]
@@ -38,7 +38,6 @@ class Sampling:
         top_p: sample from the likeliest tokens that together have this probability.
         seed: the same seed gives the same answer, whatever else is in the batch.
         stop: strings that end the answer and are not part of it.
-        n: number of answers.
         logprobs: number of likeliest tokens to report with each sampled one; None: no
             log-probabilities.
     """
@@ -66,7 +65,6 @@ class Prompt:
 
     @property
     def characters(self) -> int:
-        """Length of all its texts."""
         turns = self.turns
         texts = [turns] if isinstance(turns, str) else [turn.text for turn in turns]
         return len(self.instruction) + sum(map(len, texts))
@@ -144,24 +142,37 @@ class StreamChunk:
         )
 
 
-class Engine(Protocol):
-    """Compresses instructions and answers prompts."""
+class Engine(ABC):
+    """Compresses instructions and answers prompts.
 
-    name: str
-    """The model's id for clients."""
+    Args:
+        model: its tokenizer, templates and fingerprint are used.
+        name: the model's id for clients.
+        max_length: tokens of a prompt and its answer together, unless the model's positions are
+            fewer; None: no other limit.
 
-    trained: tuple[int, ...]
-    """The supported numbers of gist tokens; the first is the default."""
+    Attributes:
+        trained: the supported numbers of gist tokens; the first is the default.
+        kv_bytes_per_token: keys and values of one token.
+    """
 
-    max_length: int | None
-    """Tokens of a prompt and its answer together, at most."""
+    kv_bytes_per_token = 0
 
+    def __init__(self, model: GistModel, *, name: str, max_length: int | None) -> None:
+        limits = [n for n in (max_length, model.adapter.max_positions) if n is not None]
+        self.max_length = min(limits, default=None)
+        self.model, self.name = model, name
+        self.trained = model.config.num_gist_tokens or (model.config.default_k,)
+
+    @abstractmethod
     async def start(self) -> None:
         """Get ready; called once, before anything else."""
 
+    @abstractmethod
     async def stop(self) -> None:
         """End all requests and release all resources."""
 
+    @abstractmethod
     async def compress(
         self, instruction: str, num_gist_tokens: int | None = None
     ) -> tuple[str, Gist]:
@@ -173,10 +184,42 @@ class Engine(Protocol):
             BusyError: too many instructions are waiting.
         """
 
+    @abstractmethod
     async def measure(
         self, gist_id: str, instruction: str, probes: Sequence[str]
     ) -> Mapping[str, object]:
         """Fidelity of a stored gist on `probes` (`Fidelity.to_json`), saved with the gist."""
+
+    @abstractmethod
+    def stream(
+        self, prepared: Prepared, *, whole: bool = False
+    ) -> AsyncGenerator[StreamChunk, None]:
+        """The answers in chunks, as they are generated; closing the iterator cancels the rest.
+
+        Args:
+            whole: the caller shows nothing before the end, so a failed answer may be restarted.
+
+        Raises (at the first chunk):
+            BusyError: the queue is full, or memory ran out.
+            UnavailableError: the engine stopped, or failed at this request.
+        """
+
+    @abstractmethod
+    def stats(self) -> Mapping[str, float]:
+        """`running` and `waiting` requests, `kv_bytes` reserved of `kv_limit`; `steps`, `tokens`.
+
+        The last two count from the start.
+        """
+
+    @property
+    @abstractmethod
+    def healthy(self) -> bool:
+        """False when the engine cannot answer any more; the server then reports "not ready"."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The model's; cached, since a served model's weights do not change."""
+        return self.model.fingerprint
 
     async def prepare(
         self,
@@ -201,74 +244,13 @@ class Engine(Protocol):
             OptionError: an invalid sampling option, or too many answers at once.
             GistMismatchError: another model's gist.
         """
-
-    def stream(
-        self, prepared: Prepared, *, whole: bool = False
-    ) -> AsyncGenerator[StreamChunk, None]:
-        """The answers in chunks, as they are generated; closing the iterator cancels the rest.
-
-        Args:
-            whole: the caller shows nothing before the end, so a failed answer may be restarted.
-
-        Raises (at the first chunk):
-            BusyError: the queue is full, or memory ran out.
-            UnavailableError: the engine stopped, or failed at this request.
-        """
-
-    @property
-    def healthy(self) -> bool:
-        """False when the engine cannot answer any more; the server then reports "not ready"."""
-        return True
-
-    def stats(self) -> Mapping[str, float]:
-        """`running` and `waiting` requests, `kv_bytes` reserved of `kv_limit`; `steps`, `tokens`.
-
-        The last two count from the start.
-        """
-
-
-class Preparer:
-    """Tokenizes and checks prompts for one model; knows nothing about batches or servers.
-
-    Args:
-        model: its tokenizer, templates and fingerprint are used.
-        max_length: tokens of a prompt and its answer together; None: what the model can place.
-        kv_bytes_per_token: keys and values of one token.
-
-    Attributes:
-        max_length: the smaller of both; may be lowered.
-    """
-
-    def __init__(
-        self, model: GistModel, *, max_length: int | None, kv_bytes_per_token: int = 0
-    ) -> None:
-        limits = [n for n in (max_length, model.adapter.max_positions) if n is not None]
-        self.max_length = min(limits, default=None)
-        self.kv_bytes_per_token = kv_bytes_per_token
-        self._model = model
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """The model's; cached, since a served model's weights do not change."""
-        return self._model.fingerprint
-
-    async def prepare(
-        self,
-        prompt: Prompt,
-        gist: Gist | None,
-        sampling: Sampling,
-        *,
-        client: str = "",
-        gist_id: str = "",
-        fit: bool = False,
-    ) -> Prepared:
-        """See `Engine.prepare`."""
-        check_numbers(max_tokens=sampling.max_tokens, n=sampling.n)
+        if sampling.max_tokens < 1 or sampling.n < 1:
+            raise OptionError("max_tokens and n must be at least 1")
         if sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
             raise OptionError("temperature must be 0 or more, top_p in (0, 1]")
         num_cached = 0
         if gist is not None:
-            gist.check(self.fingerprint, self._model.config.template, 1)
+            gist.check(self.fingerprint, self.model.config.template, 1)
             num_cached = gist.num_tokens
         instruction = prompt.instruction if gist is None else ""
         ids = await in_thread_if_long(
@@ -279,8 +261,7 @@ class Preparer:
             room = max(1, self.max_length - prompt_tokens)
             sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         total_tokens = prompt_tokens + sampling.max_tokens
-        self.check_length(total_tokens)
-        return Prepared(
+        prepared = Prepared(
             ids=ids,
             gist=gist,
             gist_id=gist_id,
@@ -292,20 +273,31 @@ class Preparer:
             total_tokens=total_tokens,
             kv_bytes=total_tokens * self.kv_bytes_per_token,
         )
+        self.check_prepared(prepared)
+        return prepared
 
-    def check_length(self, tokens: int) -> None:
-        """Raise PromptError for more tokens than `max_length`."""
-        if self.max_length is not None and tokens > self.max_length:
+    def check_prepared(self, prepared: Prepared) -> None:
+        """Raise PromptError or OptionError for a prompt that this engine can never answer."""
+        if self.max_length is not None and prepared.total_tokens > self.max_length:
             raise PromptError(
-                f"{tokens} tokens (prompt and answer) are more than the {self.max_length} allowed "
-                "here; shorten the prompt or lower max_tokens"
+                f"{prepared.total_tokens} tokens (prompt and answer) are more than the "
+                f"{self.max_length} allowed here; shorten the prompt or lower max_tokens"
             )
 
     def _encode(self, instruction: str, turns: Sequence[Turn] | str) -> list[int]:
-        encoder = self._model.encoder
+        encoder = self.model.encoder
         if not instruction:
             return encoder.input(turns)
-        return encoder.prompt(instruction, turns, self._model.config.default_k)
+        return encoder.prompt(instruction, turns, self.model.config.default_k)
+
+
+def check_k(model: GistModel, k: int | None) -> int:
+    """The number of gist tokens, by default the model's (raises OptionError)."""
+    trained = model.config.num_gist_tokens
+    if k is not None and trained and k not in trained:
+        numbers = ", ".join(map(str, trained))
+        raise OptionError(f"this model was trained for {numbers} gist tokens, not {k}; choose one")
+    return model.check_k(k)
 
 
 async def in_thread_if_long(characters: int, work: Callable[[], T]) -> T:

@@ -22,7 +22,6 @@ from gistkit.serving.schema import (
     Ttl,
 )
 from gistkit.serving.service import Service, check_finite
-from gistkit.serving.settings import MAX_LISTED
 from gistkit.store import Entry, GistStore
 
 FILE_TYPE = "application/octet-stream"
@@ -46,7 +45,7 @@ async def create(request: Request, body: NewGist) -> dict[str, Any]:
 
 @router.get("", summary="List gists", responses={200: {"model": GistList}})
 async def list_gists(
-    request: Request, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = MAX_LISTED
+    request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 1000
 ) -> dict[str, Any]:
     """The most recently used first. `fidelity` is the score alone; a single gist has its parts."""
     service: Service = request.app.state.service

@@ -23,8 +23,7 @@ OPEN = ("/health/live", "/health/ready", "/")
 """Paths that need no key. Nor does the page's folder: browsers send none when they load a page."""
 
 PAGE = "/page/"
-ANY = ""
-"""Allowed with any key."""
+ANY = ""  # any key will do
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -51,17 +50,11 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """All keys of a server."""
-
     keys: tuple[Key, ...]
 
     @classmethod
     def read(cls, path: Path) -> "Keys":
-        """The keys in a file.
-
-        Raises:
-            DataError: it cannot be read, or is not a key file, or has no keys.
-        """
+        """The keys in a file (raises DataError: it has none, or is no key file)."""
         try:
             rows = json.loads(path.read_bytes())
         except OSError as error:

@@ -6,9 +6,12 @@ other request and takes none of the model's memory.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import time
+from dataclasses import dataclass, field
 from ipaddress import ip_address
+from typing import Any
+from uuid import uuid4
 
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,8 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gistkit.errors import BusyError, UnavailableError
 from gistkit.serving.api_errors import ApiError, GoneError, api_error
 from gistkit.serving.keys import ANY, Keys, scope_of
-from gistkit.serving.observability import Metrics, Record, log
-from gistkit.serving.settings import MAX_FILE
+from gistkit.serving.observability import log
+from gistkit.serving.service import Service
 
 ALWAYS = ("/health/live", "/health/ready", "/metrics")
 """Paths that are answered while the server drains, and not counted as running."""
@@ -27,19 +30,51 @@ MAX_REQUESTS = 1024
 """Requests at once, including those whose body is still arriving."""
 
 UPLOAD = "/v1/gists/file"
+MAX_FILE = 64 * 2**20
+"""Bytes of an uploaded gist file."""
 MAX_UPLOADS = 4
 """Gist files at once: while a file is checked, memory holds it several times."""
 
 BODY_SECONDS = 60.0
 """Time for a body to arrive."""
 
+_VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SCOPE = "gistkit.record"
 
-class Drain:
-    """Whether the server is shutting down, and how many requests are running."""
 
-    def __init__(self) -> None:
-        self.begun = False
-        self.running = 0
+@dataclass(slots=True)
+class Record:
+    """What is known of a request, for its log line and the metrics.
+
+    Attributes:
+        id: of the request, returned as X-Request-Id.
+        client: name of its key, or its address.
+        begun: `time.perf_counter()` at its start.
+        facts: further fields of the log line.
+    """
+
+    id: str
+    client: str = ""
+    begun: float = field(default_factory=time.perf_counter)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.begun
+
+    @classmethod
+    def start(cls, scope: Scope, request_id: str) -> "Record":
+        """Begin the record of a request; an invalid id is replaced."""
+        client = scope.get("client")
+        id = request_id if _VALID_ID.fullmatch(request_id) else uuid4().hex
+        record = scope[_SCOPE] = cls(id, client=client[0] if client else "")
+        return record
+
+    @staticmethod
+    def of(scope: Scope) -> "Record":
+        record = scope[_SCOPE]
+        assert isinstance(record, Record)
+        return record
 
 
 class Middleware:
@@ -47,23 +82,12 @@ class Middleware:
 
     Args:
         keys: None: no key is needed.
-        max_body: bytes; gist files have a limit of their own.
         local: refuse requests for another host than this machine. A server without keys needs it:
             the page of another site could otherwise reach it under a name that points here.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        keys: Keys | None,
-        max_body: int,
-        local: bool,
-        metrics: Metrics,
-        drain: Drain,
-    ) -> None:
-        self._app, self._keys, self._max_body, self._local = app, keys, max_body, local
-        self._metrics, self._drain = metrics, drain
+    def __init__(self, app: ASGIApp, *, service: Service, keys: Keys | None, local: bool) -> None:
+        self._app, self._service, self._keys, self._local = app, service, keys, local
         self._uploads = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,15 +108,21 @@ class Middleware:
             await send(message)
 
         counted = path not in ALWAYS
-        self._drain.running += counted
+        self._service.running += counted
         try:
             self._admit(path, headers)
             if self._keys is not None:
                 _check_key(self._keys, scope, headers, record)
-            with self._upload_slot(path):
-                limit = MAX_FILE if path == UPLOAD else self._max_body
+            uploading = path == UPLOAD
+            if uploading and self._uploads >= MAX_UPLOADS:
+                raise BusyError(f"{MAX_UPLOADS} gist files are being uploaded; send it later", 1.0)
+            self._uploads += uploading
+            try:
+                limit = MAX_FILE if uploading else self._service.settings.max_body
                 body = await _read_body(receive, headers, limit)
                 await self._app(scope, _replay(body, receive), send_with_id)
+            finally:
+                self._uploads -= uploading
         except (GoneError, asyncio.CancelledError) as error:
             status = status or 499
             record.facts["gone"] = True
@@ -103,7 +133,7 @@ class Middleware:
             if not status:
                 await failure.response()(scope, receive, send_with_id)
         finally:
-            self._drain.running -= counted
+            self._service.running -= counted
             self._finish(scope, record, status)
 
     def _admit(self, path: str, headers: Headers) -> None:
@@ -111,35 +141,22 @@ class Middleware:
             raise ApiError(
                 403,
                 "this server only answers to the names of its own machine; start it with API keys "
-                "(`api_keys`) to reach it by another name",
+                "to reach it by another name",
                 code="foreign_host",
             )
         if path in ALWAYS:
             return
-        if self._drain.begun:
+        if self._service.draining:
             raise UnavailableError("the server is stopping; try another one, or again later")
-        if self._drain.running > MAX_REQUESTS:
+        if self._service.running > MAX_REQUESTS:
             raise BusyError(f"more than {MAX_REQUESTS} requests at once; try again later", 1.0)
-
-    @contextmanager
-    def _upload_slot(self, path: str) -> Iterator[None]:
-        if path != UPLOAD:
-            yield
-            return
-        if self._uploads >= MAX_UPLOADS:
-            raise BusyError(f"{MAX_UPLOADS} gist files are being uploaded; send it later", 1.0)
-        self._uploads += 1
-        try:
-            yield
-        finally:
-            self._uploads -= 1
 
     def _finish(self, scope: Scope, record: Record, status: int) -> None:
         found = scope.get("route")
         route = found.path if isinstance(found, APIRoute) else "other"
         seconds = record.seconds
-        self._metrics.requests.labels(route, str(status)).inc()
-        self._metrics.seconds.labels(route).observe(seconds)
+        self._service.metrics.requests.labels(route, str(status)).inc()
+        self._service.metrics.seconds.labels(route).observe(seconds)
         facts = {
             "id": record.id,
             "client": record.client,

@@ -6,27 +6,22 @@ The answers to several prompts share one stream: answer i of prompt p has the in
 """
 
 import asyncio
+import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
+from uuid import uuid4
 
 import orjson
 from fastapi import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from gistkit.prompts import Turn
 from gistkit.serving.api_errors import ApiError, GoneError, Json, api_error
-from gistkit.serving.engine import (
-    Finish,
-    Prepared,
-    Prompt,
-    Sampling,
-    StreamChunk,
-    TokenLogprob,
-)
-from gistkit.serving.observability import Record
+from gistkit.serving.engine import Prepared, Prompt, Sampling, StreamChunk
+from gistkit.serving.middleware import Record
 from gistkit.serving.schema import ChatRequest, CompletionRequest
 from gistkit.serving.service import ResolvedGist, Service
 
@@ -41,15 +36,6 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 T = TypeVar("T")
 Event = Mapping[str, Any]
-
-
-@dataclass(slots=True)
-class Choice:
-    """One whole answer."""
-
-    text: str = ""
-    finish: Finish | None = None
-    logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
 class Completion:
@@ -94,12 +80,7 @@ class Completion:
         self._record.facts["first_token"] = round(seconds, 4)
 
     async def next_chunk(self) -> StreamChunk | None:
-        """The next chunk of any answer; None: there are no more.
-
-        Raises:
-            TimeoutError: the deadline has passed.
-            GistkitError: as `Engine.stream`.
-        """
+        """The next chunk of any answer; None: the end (raises as `Engine.stream`; TimeoutError)."""
         chunk, self._first = self._first, None
         if chunk is None:
             assert self._source is not None
@@ -109,15 +90,13 @@ class Completion:
                 self._tokens += chunk.tokens
         return chunk
 
-    async def choices(self) -> list[Choice]:
-        """All answers, once they are complete (raises as `next_chunk`)."""
-        choices = [Choice() for _ in range(self.num_choices)]
+    async def choices(self) -> list[StreamChunk]:
+        """All answers, each as one chunk, once they are complete (raises as `next_chunk`)."""
+        choices: dict[int, StreamChunk] = {}
         while (chunk := await self.next_chunk()) is not None:
-            choice = choices[chunk.index]
-            choice.text += chunk.text
-            choice.logprobs += chunk.logprobs
-            choice.finish = chunk.finish or choice.finish
-        return choices
+            before = choices.get(chunk.index)
+            choices[chunk.index] = chunk if before is None else before + chunk
+        return [choices[index] for index in sorted(choices)]
 
     async def close(self) -> None:
         """Cancel what is left, and count the tokens. May be called again."""
@@ -176,8 +155,8 @@ async def start(
             param="model",
         )
     if service.settings.log_prompts:
-        logged = [_loggable(input) for input in inputs]
-        record.facts["prompt"] = {"instruction": instruction, "inputs": logged}
+        texts = [i if isinstance(i, str) else [(t.role, t.text) for t in i] for i in inputs]
+        record.facts["prompt"] = {"instruction": instruction, "inputs": texts}
     wanted = body.gist or x_gist or "auto"
     async with asyncio.timeout_at(deadline):
         gist = await service.resolve_gist(instruction, wanted, body.gist_tokens)
@@ -210,33 +189,75 @@ async def start(
     return completion
 
 
-class Format(Protocol):
-    """How answers are written: as a chat, or as plain text."""
+class Format(ABC):
+    """How answers are written: as a chat, or as plain text.
 
-    def response(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        """The whole response."""
+    Attributes:
+        prefix: of the response's id.
+        object: what a response calls itself.
+        event_object: what an event of a stream calls itself.
+    """
+
+    prefix: str
+    object: str
+    event_object: str
+
+    def __init__(self, completion: Completion, body: ChatRequest | CompletionRequest) -> None:
+        self.completion = completion
+        self.logprobs, self._include_usage = body.num_logprobs is not None, body.include_usage
+        self._head = {
+            "id": f"{self.prefix}-{uuid4().hex}",
+            "created": int(time.time()),
+            "model": completion.model,
+            "system_fingerprint": None,
+        }
+        self.event_head: Event = {**self._head, "object": self.event_object}
+        if body.include_usage:
+            self.event_head = {**self.event_head, "usage": None}
+
+    @abstractmethod
+    def choice(self, answer: StreamChunk) -> dict[str, Any]:
+        """One whole answer."""
 
     def first(self) -> Iterable[Event]:
         """Events before the first chunk."""
+        return ()
 
+    @abstractmethod
     def chunk(self, chunk: StreamChunk) -> Iterable[Event]:
         """The events of a chunk."""
 
     def last(self) -> Iterable[Event]:
         """Events after the last chunk."""
+        if not self._include_usage:
+            return ()
+        return ({**self.event_head, "choices": [], **self._totals()},)
+
+    def response(self, answers: Sequence[StreamChunk]) -> dict[str, Any]:
+        """The whole response."""
+        choices = [self.choice(answer) for answer in answers]
+        return {**self._head, "object": self.object, "choices": choices, **self._totals()}
+
+    def _totals(self) -> dict[str, Any]:
+        return {"usage": self.completion.usage(), "gist": self.completion.gist.to_json()}
 
 
 async def respond(
-    request: Request, completion: Completion, format: Format, *, stream: bool | None
+    request: Request,
+    body: ChatRequest | CompletionRequest,
+    x_gist: str | None,
+    format_class: type[Format],
 ) -> Json | StreamingResponse:
-    """The response to a request, whole or as server-sent events."""
-    if stream:
-        return EventStream(completion, format)
+    """The response to a request, whole or as server-sent events (raises as `start`)."""
+    completion = await unless_gone(request, start(request, body, x_gist))
+    format = format_class(completion, body)
+    if body.stream:
+        return EventStream(format)
     try:
-        choices = await unless_gone(request, completion.choices())
+        answers = await unless_gone(request, completion.choices())
     finally:
         await completion.close()
-    return Json(format.response(choices))
+    return Json(format.response(answers))
 
 
 class EventStream(StreamingResponse):
@@ -244,9 +265,9 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, completion: Completion, format: Format) -> None:
+    def __init__(self, format: Format) -> None:
         super().__init__(self._events(format), headers=HEADERS)
-        self._completion = completion
+        self._completion = format.completion
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -330,7 +351,3 @@ async def _merge(
         for reader in readers:
             reader.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
-
-
-def _loggable(input: Sequence[Turn] | str) -> Any:
-    return input if isinstance(input, str) else [(turn.role, turn.text) for turn in input]

@@ -56,20 +56,39 @@ R = TypeVar("R", bound=Request)
 
 
 class FairQueue(Generic[R]):
-    """Waiting requests, one per client in turn.
+    """At most `max_size` waiting requests, one per client in turn.
 
     Attributes:
         size: number of requests.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_size: int) -> None:
         self._clients: dict[str, deque[R]] = {}  # the next client stands first
+        self._finished: deque[float] = deque(maxlen=RECENT)
+        self._max_size = max_size
         self.size = 0
 
-    def push(self, request: R) -> None:
-        """Add a request behind the others of its client."""
-        self._clients.setdefault(request.prepared.client, deque()).append(request)
-        self.size += 1
+    def push(self, *requests: R) -> None:
+        """Add requests behind the others of their client (raises BusyError: no room for all)."""
+        if self.size + len(requests) > self._max_size:
+            seconds = self.seconds_until_room()
+            message = f"{self.size} requests are waiting already; try again in {seconds:.0f} s"
+            raise BusyError(message, seconds)
+        for request in requests:
+            self._clients.setdefault(request.prepared.client, deque()).append(request)
+        self.size += len(requests)
+
+    def record_finished(self, answers: int = 1) -> None:
+        """Count answers that have just finished, which tells how quickly the queue moves."""
+        self._finished.extend([time.monotonic()] * answers)
+
+    def seconds_until_room(self) -> float:
+        """How long a new request should wait, going by the last answers."""
+        finished = list(self._finished)
+        if len(finished) < 2:
+            return 1.0
+        each = (finished[-1] - finished[0]) / (len(finished) - 1)
+        return min(max(1.0, each * (1 + self.size)), MAX_RETRY_AFTER)
 
     def in_turn(self) -> list[R]:
         """All requests, the next one first."""
@@ -97,36 +116,10 @@ class FairQueue(Generic[R]):
                 self._clients[request.prepared.client] = own
 
     def clear(self) -> list[R]:
-        """Take out all requests."""
         requests = self.in_turn()
         self._clients.clear()
         self.size = 0
         return requests
-
-
-class Throughput:
-    """How quickly answers finish, and so how long a queue takes."""
-
-    def __init__(self) -> None:
-        self._finished: deque[float] = deque(maxlen=RECENT)
-
-    def record(self, answers: int = 1) -> None:
-        """Count answers that have just finished."""
-        self._finished.extend([time.monotonic()] * answers)
-
-    def seconds_until_room(self, waiting: int) -> float:
-        """How long a queue of so many requests takes, going by the last answers."""
-        finished = list(self._finished)
-        if len(finished) < 2:
-            return 1.0
-        each = (finished[-1] - finished[0]) / (len(finished) - 1)
-        return min(max(1.0, each * (1 + waiting)), MAX_RETRY_AFTER)
-
-    def busy(self, waiting: int) -> BusyError:
-        """The error for a request that finds the queue full."""
-        seconds = self.seconds_until_room(waiting)
-        message = f"{waiting} requests are waiting already; try again in {seconds:.0f} s"
-        return BusyError(message, seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,18 @@ Responses are built as plain dicts; their models here serve the OpenAPI document
 """
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from gistkit.prompts import Turn
-from gistkit.serving import settings
 
 ID = r"^[0-9a-f]{64}$"
 CHOICE = r"^(auto|off|[0-9a-f]{64})$"
+
+MAX_ANSWERS = 16
+"""Answers to one request: prompts x n."""
 
 
 def _utf8(text: str) -> str:
@@ -24,16 +27,15 @@ def _utf8(text: str) -> str:
     return text
 
 
-Text = Annotated[str, Field(max_length=settings.MAX_TEXT), AfterValidator(_utf8)]
+# the limit of the body is reached first unless it was raised
+Text = Annotated[str, Field(max_length=4 * 2**20), AfterValidator(_utf8)]
 Name = Annotated[str, Field(max_length=256), AfterValidator(_utf8)]
-Stop = Annotated[
-    str, Field(min_length=1, max_length=settings.MAX_STOP_LENGTH), AfterValidator(_utf8)
-]
-Count = Annotated[int, Field(ge=1, le=settings.MAX_TOKENS)]
-K = Annotated[int, Field(ge=1, le=settings.MAX_K)]
+Stop = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_utf8)]
+Count = Annotated[int, Field(ge=1, le=16_384)]
+K = Annotated[int, Field(ge=1, le=4096)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Nothing = Annotated[dict[str, Any], Field(max_length=0)]
-Ttl = Annotated[float, Field(gt=0, le=settings.MAX_TTL, allow_inf_nan=False)]
+Ttl = Annotated[float, Field(gt=0, le=10 * 366 * 86_400.0, allow_inf_nan=False)]  # ten years
 GistField = Annotated[
     str,
     Field(
@@ -51,8 +53,6 @@ class Strict(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """Options of a streamed answer."""
-
     model_config = ConfigDict(extra="ignore", strict=True)
 
     include_usage: bool | None = False
@@ -73,7 +73,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[Part], Field(max_length=settings.MAX_PARTS)]
+    content: Text | Annotated[list[Part], Field(max_length=256)]
     # fields of an answer without tools and audio that a client sends back
     tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
     function_call: None = None
@@ -91,14 +91,14 @@ class CompletionOptions(Strict):
     """Fields that both kinds of completions share."""
 
     model: Name
-    n: Annotated[int, Field(ge=1, le=settings.MAX_ANSWERS)] | None = 1
+    n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = 1
     max_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
         0, description="0, the default, is greedy."
     )
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = 1
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=settings.MAX_STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
 
@@ -121,32 +121,31 @@ class CompletionOptions(Strict):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Stop strings."""
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
+    def token_limit(self) -> int | None:
+        """Tokens of each answer, at most; None: not given."""
+        return self.max_tokens
+
+    @property
     def include_usage(self) -> bool:
-        """Whether a stream ends with the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
 class PlainText(Strict):
-    """The only response format."""
-
     type: Literal["text"]
 
 
 class ChatRequest(CompletionOptions):
-    """Body of `/v1/chat/completions`."""
+    default_max_tokens: ClassVar = 512
 
-    default_max_tokens: ClassVar = settings.CHAT_TOKENS
-
-    messages: Annotated[list[Message], Field(min_length=1, max_length=settings.MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = False
-    top_logprobs: Annotated[int, Field(ge=0, le=settings.MAX_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     response_format: PlainText | None = None
     modalities: list[Literal["text"]] | None = None
@@ -167,7 +166,6 @@ class ChatRequest(CompletionOptions):
 
     @property
     def token_limit(self) -> int | None:
-        """Tokens of the answer, at most; None: not given."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
@@ -177,20 +175,16 @@ class ChatRequest(CompletionOptions):
 
     @property
     def _leading(self) -> int:
-        for number, message in enumerate(self.messages):
-            if message.role not in ("system", "developer"):
-                return number
-        return len(self.messages)
+        roles = (message.role in ("system", "developer") for message in self.messages)
+        return len(list(takewhile(bool, roles)))
 
 
 class CompletionRequest(CompletionOptions):
-    """Body of `/v1/completions`."""
+    default_max_tokens: ClassVar = 16  # as OpenAI
 
-    default_max_tokens: ClassVar = settings.COMPLETION_TOKENS
-
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=settings.MAX_ANSWERS)]
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_ANSWERS)]
     instruction: Text = Field("", description="What the gist replaces; the prompt is the input.")
-    logprobs: Annotated[int, Field(ge=0, le=settings.MAX_COMPLETION_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
     echo: Literal[False] | None = None
@@ -198,23 +192,14 @@ class CompletionRequest(CompletionOptions):
 
     @property
     def inputs(self) -> Sequence[Sequence[Turn] | str]:
-        """One or more prompts."""
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
     @property
-    def token_limit(self) -> int | None:
-        """Tokens of each answer, at most; None: not given."""
-        return self.max_tokens
-
-    @property
     def num_logprobs(self) -> int | None:
-        """Number of likeliest tokens to report; None: no log-probabilities."""
         return self.logprobs
 
 
 class NewGist(Strict):
-    """Body of `POST /v1/gists`."""
-
     instruction: Text
     k: K | None = Field(None, description="Default: the model's first trained number.")
     pinned: bool | None = Field(None, description="Never evict it for room.")
@@ -222,16 +207,12 @@ class NewGist(Strict):
 
 
 class GistChange(Strict):
-    """Body of `PATCH /v1/gists/{id}`."""
-
     pinned: bool
 
 
 class Check(Strict):
-    """Body of `POST /v1/gists/{id}/check`."""
-
     instruction: Text
-    probes: Annotated[list[Text], Field(max_length=settings.MAX_PROBES)] | None = Field(
+    probes: Annotated[list[Text], Field(max_length=64)] | None = Field(
         None, description="Inputs like those to come. Without any, the model generates some."
     )
 
@@ -296,16 +277,12 @@ class CompletionResponse(Exact):
 
 
 class ChatMessage(Exact):
-    """The model's message."""
-
     role: Literal["assistant"]
     content: str
     refusal: None
 
 
 class ChatChoice(Exact):
-    """One of n answers."""
-
     index: int
     message: ChatMessage
     logprobs: dict[str, Any] | None
@@ -313,15 +290,11 @@ class ChatChoice(Exact):
 
 
 class ChatResponse(CompletionResponse):
-    """Response of `/v1/chat/completions`."""
-
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
 
 
 class TextChoice(Exact):
-    """One of prompts x n answers."""
-
     index: int
     text: str
     logprobs: dict[str, Any] | None
@@ -329,8 +302,6 @@ class TextChoice(Exact):
 
 
 class TextResponse(CompletionResponse):
-    """Response of `/v1/completions`."""
-
     object: Literal["text_completion"]
     choices: list[TextChoice]
 
@@ -354,16 +325,12 @@ class GistInfo(Exact):
 
 
 class GistList(Exact):
-    """Gists, the most recently used first."""
-
     object: Literal["list"]
     data: list[GistInfo]
     has_more: bool
 
 
 class GistDeleted(Exact):
-    """Response to a deletion."""
-
     id: str
     object: Literal["gist"]
     deleted: Literal[True]

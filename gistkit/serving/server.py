@@ -46,12 +46,11 @@ class Connection(HttpToolsProtocol):
     _outside = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request."""
         super().connection_made(transport)
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes that belong to no request yet do not extend the wait."""
+        """Bytes outside a request do not extend the wait."""
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_timer()
@@ -64,7 +63,6 @@ class Connection(HttpToolsProtocol):
             self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer."""
         self._stop_timer()
         super().connection_lost(exc)
 
@@ -111,7 +109,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; end at once at the second signal."""
         if self._drained_by is None:
-            self._service.drain.begun = True
+            self._service.draining = True
             self._drained_by = time.monotonic() + self._service.settings.drain_seconds
         else:
             super().handle_exit(sig, frame)
@@ -119,7 +117,7 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Whether it is time to end; called ten times a second."""
         if self._drained_by is not None and not self.should_exit:
-            left = self._service.drain.running
+            left = self._service.running
             self.should_exit = not left or time.monotonic() > self._drained_by
             if self.should_exit:
                 log.info("leaving", extra={"facts": {"unfinished": left}})

@@ -27,7 +27,6 @@ from gistkit.fidelity import fidelity_of
 from gistkit.gist import Gist, instruction_hash
 from gistkit.serving.api_errors import ApiError
 from gistkit.serving.engine import Engine
-from gistkit.serving.middleware import Drain
 from gistkit.serving.observability import Metrics, log
 from gistkit.serving.settings import Settings
 from gistkit.store import GistStore
@@ -35,15 +34,7 @@ from gistkit.store import GistStore
 
 @dataclass(frozen=True, slots=True)
 class ResolvedGist:
-    """The gist of a request, or why there is none.
-
-    Attributes:
-        status: see above.
-        reason: why it is not used.
-        id: of the gist, if one was found.
-        gist: replaces the instruction; None: read the instruction.
-        instruction_tokens: P of the gist, 0 without one.
-    """
+    """The gist of a request, or why there is none; an unsafe gist has an id, but no `gist`."""
 
     status: Literal["used", "off", "refused"]
     reason: str | None = None
@@ -69,14 +60,17 @@ class Service:
     Attributes:
         store: also the engine's.
         ready: whether the engine has started.
+        draining: whether the server is shutting down.
+        running: requests in progress.
     """
 
     engine: Engine
     store: GistStore
     settings: Settings
     metrics: Metrics = field(default_factory=Metrics)
-    drain: Drain = field(default_factory=Drain)
     ready: bool = False
+    draining: bool = False
+    running: int = 0
     _sample: Gist | None = None
 
     async def resolve_gist(self, instruction: str, wanted: str, k: int | None) -> ResolvedGist:
@@ -95,7 +89,7 @@ class Service:
             return ResolvedGist("off", "the request says so")
         if wanted == "auto" and not instruction:
             return ResolvedGist("off", "there is no instruction")
-        # gists may be evicted: a request that includes the text is answered all the same
+        # gists may be evicted: a request that includes the text is still answered
         auto = wanted == "auto"
         fall_back = (PromptError, OptionError, SaveError) if auto else (GistError,)
         try:
@@ -122,23 +116,13 @@ class Service:
         return ResolvedGist("refused", reason, id, None, row.instruction_tokens)
 
     async def load_gist(self, id: str) -> Gist:
-        """A stored gist that fits this model.
-
-        Raises:
-            GistFileError, UnavailableError: as `get_gist`.
-            GistMismatchError: it is another model's.
-        """
+        """As `get_gist`; raises GistMismatchError too: it is another model's."""
         gist = await self.get_gist(id)
         await self.check_gist(gist)
         return gist
 
     async def get_gist(self, id: str) -> Gist:
-        """A stored gist of any model.
-
-        Raises:
-            GistFileError: there is none.
-            UnavailableError: the store cannot be read at the moment.
-        """
+        """A stored gist of any model (raises GistFileError, UnavailableError)."""
 
         def read() -> Gist:
             try:
@@ -185,10 +169,9 @@ class Service:
         least = self.settings.min_fidelity
         if fidelity is None or fidelity.score >= least:
             return None
-        return f"its fidelity {fidelity.score:.3f} is below {least:g} (`min_fidelity`)"
+        return f"its fidelity {fidelity.score:.3f} is below {least:g}, this server's minimum"
 
     async def _make_sample(self) -> Gist:
-        """A gist of this model; it does not stay in the store."""
         # a random instruction, so that it is no client's gist that is removed
         id, gist = await self.engine.compress(f"Answer {secrets.token_hex(8)}.")
         with suppress(SaveError):

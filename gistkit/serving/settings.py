@@ -1,43 +1,10 @@
-"""Limits of requests, and the settings of a server."""
+"""The settings of a server."""
 
 from dataclasses import dataclass
 from math import isfinite
 
 from gistkit.errors import OptionError
 from gistkit.fidelity import MIN_FIDELITY
-
-MAX_ANSWERS = 16
-"""Answers to one request: prompts x n."""
-
-MAX_MESSAGES = 256
-MAX_PARTS = 256
-"""Content parts of one message."""
-
-MAX_TOKENS = 16_384
-"""Of one answer; the model's positions and memory may allow less."""
-
-CHAT_TOKENS = 512
-COMPLETION_TOKENS = 16
-"""Default `max_tokens`; the latter is OpenAI's."""
-
-MAX_STOPS = 4
-MAX_STOP_LENGTH = 256
-"""Characters."""
-
-MAX_LOGPROBS = 20
-MAX_COMPLETION_LOGPROBS = 5
-MAX_K = 4096
-MAX_TEXT = 4 * 2**20
-"""Characters of one text; the limit of the body is reached first unless it was raised."""
-
-MAX_PROBES = 64
-MAX_TTL = 10 * 366 * 86_400.0
-"""Seconds."""
-
-MAX_FILE = 64 * 2**20
-"""Bytes of an uploaded gist file."""
-
-MAX_LISTED = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

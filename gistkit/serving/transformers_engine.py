@@ -17,28 +17,13 @@ from gistkit.fidelity import measure_fidelity, with_fidelity
 from gistkit.gist import Gist
 from gistkit.model import GistModel
 from gistkit.models.inputs import check_numbers
-from gistkit.serving.engine import (
-    LONG_TEXT,
-    Engine,
-    Prepared,
-    Preparer,
-    Prompt,
-    Sampling,
-    StreamChunk,
-)
+from gistkit.serving.engine import LONG_TEXT, Engine, Prepared, StreamChunk, check_k
 from gistkit.serving.scheduler import Request, Scheduler
 from gistkit.serving.worker import Worker
 from gistkit.single_flight import SingleFlight
 from gistkit.store import GistKey, GistStore
 
-MAX_WAITING = 256
-MAX_ROWS = 64
-MAX_LENGTH = 16_384
-"""Tokens. A pass takes memory by their square (its mask), and some models have no last position."""
-KV_LIMIT = 2 * 2**30
-"""Default bytes of keys and values on a CPU."""
-KEYS = 256
-"""Instructions whose gist key is remembered: the same ones come again and again."""
+KEYS = 256  # instructions whose gist key is remembered
 
 T = TypeVar("T")
 
@@ -49,11 +34,10 @@ class TransformersEngine(Engine):
     Args:
         model: nothing else may generate with it.
         store: holds the gists; the caller closes it.
-        name: the model's id for clients.
         max_waiting: requests in the queue, and instructions waiting to be compressed.
         max_rows: answers decoded at once.
         max_length: tokens of a prompt and its answer together, and of an instruction with its gist
-            tokens; the model's positions may allow less.
+            tokens; the model's positions may allow less. A pass takes memory by their square.
         kv_limit: bytes of keys and values of all answers together; default: half of what is free on
             the GPU, 2 GiB on a CPU.
 
@@ -67,26 +51,20 @@ class TransformersEngine(Engine):
         store: GistStore,
         *,
         name: str = "gistkit",
-        max_waiting: int = MAX_WAITING,
-        max_rows: int = MAX_ROWS,
-        max_length: int = MAX_LENGTH,
+        max_waiting: int = 256,
+        max_rows: int = 64,
+        max_length: int = 16_384,
         kv_limit: int | None = None,
     ) -> None:
         check_numbers(max_waiting=max_waiting, max_rows=max_rows)
         check_numbers(max_length=max_length, kv_limit=kv_limit or 1)
-        self.name = name
-        self.model, self.store = model, store
-        self.trained = model.config.num_gist_tokens or (model.config.default_k,)
-        self._kv_bytes_per_token = model.adapter.kv_bytes_per_token
-        self._preparer = Preparer(
-            model, max_length=max_length, kv_bytes_per_token=self._kv_bytes_per_token
-        )
-        self.max_length = self._preparer.max_length
-        self.max_rows = max_rows
+        super().__init__(model, name=name, max_length=max_length)
+        self.store, self.max_rows = store, max_rows
+        self.kv_bytes_per_token = model.adapter.kv_bytes_per_token
         self.kv_limit = _default_kv_limit(model.device) if kv_limit is None else kv_limit
         scheduler = Scheduler(
             max_rows=max_rows,
-            max_tokens=self.kv_limit // self._kv_bytes_per_token,
+            max_tokens=self.kv_limit // self.kv_bytes_per_token,
             rows_join=model.adapter.rows_join,
             rows_differ=model.adapter.rows_differ,
         )
@@ -96,12 +74,12 @@ class TransformersEngine(Engine):
             store,
             max_length=self.max_length,
             max_waiting=max_waiting,
-            retry_after=self._worker.seconds_until_room,
+            retry_after=self._worker.queue.seconds_until_room,
         )
         self._stopped = False
 
     async def start(self) -> None:
-        await asyncio.to_thread(lambda: self._preparer.fingerprint)  # slow, and cached
+        await asyncio.to_thread(lambda: self.fingerprint)  # slow, and cached
         self._worker.start(asyncio.get_running_loop())
 
     async def stop(self) -> None:
@@ -121,27 +99,16 @@ class TransformersEngine(Engine):
     ) -> Mapping[str, object]:
         return await self._jobs.measure(gist_id, instruction, probes)
 
-    async def prepare(
-        self,
-        prompt: Prompt,
-        gist: Gist | None,
-        sampling: Sampling,
-        *,
-        client: str = "",
-        gist_id: str = "",
-        fit: bool = False,
-    ) -> Prepared:
-        if sampling.n > self.max_rows:
-            raise OptionError(f"n must be at most {self.max_rows}, not {sampling.n}")
-        prepared = await self._preparer.prepare(
-            prompt, gist, sampling, client=client, gist_id=gist_id, fit=fit
-        )
+    def check_prepared(self, prepared: Prepared) -> None:
+        n = prepared.sampling.n
+        if n > self.max_rows:
+            raise OptionError(f"n must be at most {self.max_rows}, not {n}")
+        super().check_prepared(prepared)
         if not self._worker.scheduler.fits_alone(prepared):
             raise PromptError(
-                f"this request needs {prepared.kv_bytes * sampling.n} bytes of keys and values, "
-                f"and the engine has {self.kv_limit}; shorten the prompt, or lower max_tokens or n"
+                f"this request needs {prepared.kv_bytes * n} bytes of keys and values, and the "
+                f"engine has {self.kv_limit}; shorten the prompt, or lower max_tokens or n"
             )
-        return prepared
 
     async def stream(
         self, prepared: Prepared, *, whole: bool = False
@@ -167,8 +134,8 @@ class TransformersEngine(Engine):
         worker = self._worker
         return {
             "running": worker.running,
-            "waiting": worker.waiting,
-            "kv_bytes": worker.reserved * self._kv_bytes_per_token,
+            "waiting": worker.queue.size,
+            "kv_bytes": worker.reserved * self.kv_bytes_per_token,
             "kv_limit": self.kv_limit,
             "steps": worker.steps,
             "tokens": worker.tokens,
@@ -184,8 +151,6 @@ class GistJobs:
     is measured at a time.
 
     Args:
-        model: may be in use by others.
-        store: holds the gists.
         max_length: tokens of an instruction with its gist tokens; None: what the model can place.
         max_waiting: instructions waiting to be compressed.
         retry_after: seconds that a refused caller is told to wait.
@@ -245,8 +210,8 @@ class GistJobs:
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)
 
     def _key(self, instruction: str, num_gist_tokens: int | None) -> GistKey:
-        """The key of an instruction's gist, once it is known to be possible."""
-        k = self._model.check_k(num_gist_tokens)
+        """The key of an instruction's gist (raises OptionError, PromptError)."""
+        k = check_k(self._model, num_gist_tokens)
         key = GistKey.of(self._model, instruction, k)
         tokens = len(key.tokens) + k
         if self._max_length is not None and tokens > self._max_length:
@@ -278,4 +243,4 @@ def _join_chunks(
 
 
 def _default_kv_limit(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else KV_LIMIT
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2 * 2**30

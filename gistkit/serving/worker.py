@@ -27,7 +27,7 @@ from gistkit.model import GistModel
 from gistkit.models.kv_batch import KVBatch
 from gistkit.serving.engine import StreamChunk
 from gistkit.serving.sampling import Sequence, sample
-from gistkit.serving.scheduler import FairQueue, Request, Scheduler, Throughput
+from gistkit.serving.scheduler import FairQueue, Request, Scheduler
 from gistkit.single_flight import STOPPED
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,6 @@ class Batch:
         self._tokens = []
 
     def drop(self, rows: Seq[int]) -> None:
-        """Remove these sequences."""
         if not rows:
             return
         order = self._rows.drop(rows)
@@ -116,10 +115,9 @@ class Worker:
 
     Args:
         model: only this thread decodes with it.
-        scheduler: decides which requests begin.
-        max_waiting: requests in the queue.
 
     Attributes:
+        queue: requests that have not begun.
         running: requests being answered.
         reserved: tokens of keys and values that memory is reserved for.
         steps, tokens: since the start.
@@ -130,10 +128,8 @@ class Worker:
         self.scheduler = scheduler
         self.running = self.reserved = self.steps = self.tokens = 0
         self.stopped = False
-        self._model, self._max_waiting = model, max_waiting
-        self._end_ids = frozenset(model.end_tokens)
-        self._queue = FairQueue[Request]()
-        self._throughput = Throughput()
+        self.queue = FairQueue[Request](max_waiting)
+        self._model, self._end_ids = model, frozenset(model.end_tokens)
         self._batches: list[Batch] = []
         self._changed = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -157,25 +153,14 @@ class Worker:
         with self._changed:
             if self.stopped:
                 raise UnavailableError(STOPPED)
-            if self._queue.size >= self._max_waiting:
-                raise self._throughput.busy(self._queue.size)
-            self._queue.push(request)
+            self.queue.push(request)
             self._changed.notify()
 
     def cancel(self, request: Request) -> None:
         """The caller has left: out of the queue at once, or out of its batch before a step."""
         with self._changed:
             request.cancelled = True
-            self._queue.remove(request)
-
-    @property
-    def waiting(self) -> int:
-        """Requests in the queue."""
-        return self._queue.size
-
-    def seconds_until_room(self) -> float:
-        """How long a new request should wait before it tries again."""
-        return self._throughput.seconds_until_room(self.waiting)
+            self.queue.remove(request)
 
     def _run(self) -> None:
         try:
@@ -190,7 +175,7 @@ class Worker:
         finally:
             with self._changed:
                 self.stopped = True
-                left = self._queue.clear()
+                left = self.queue.clear()
             for batch in self._batches:
                 left += batch.requests
             self._batches = []
@@ -200,18 +185,18 @@ class Worker:
     def _wait(self) -> bool:
         """Until there is something to do; False: stop."""
         with self._changed:
-            while not (self.stopped or self._batches or self._queue.size):
+            while not (self.stopped or self._batches or self.queue.size):
                 self._changed.wait()
             return not self.stopped
 
     def _admit(self) -> None:
         """Begin requests from the queue."""
-        if not self._queue.size:
+        if not self.queue.size:
             return
         with self._changed:
             shapes = [batch.shape for batch in self._batches]
-            groups = self.scheduler.schedule(self._queue.in_turn(), shapes)
-            self._queue.take([request for group in groups for request in group])
+            groups = self.scheduler.schedule(self.queue.in_turn(), shapes)
+            self.queue.take([request for group in groups for request in group])
         for group in groups:
             self._begin(group)
         self._count()
@@ -238,7 +223,7 @@ class Worker:
         chunks = batch.sample()
         self._send(chunks)  # they travel while the model computes
         if finished := sum(sequence.done for sequence in batch.sequences):
-            self._throughput.record(finished)
+            self.queue.record_finished(finished)
         batch.step()
 
     def _for_each(self, work: Callable[[Batch], None]) -> None:
@@ -255,9 +240,8 @@ class Worker:
             return True
         except (torch.OutOfMemoryError, MemoryError):
             log.exception("out of memory with %d requests", len(requests))
-            error = BusyError(
-                "the engine ran out of memory; try again later", self.seconds_until_room()
-            )
+            seconds = self.queue.seconds_until_room()
+            error = BusyError("the engine ran out of memory; try again later", seconds)
         except Exception:
             log.exception("a step failed with %d requests", len(requests))
             error = UnavailableError(FAILED)

@@ -46,10 +46,8 @@ FAILURES = (OSError, sqlite3.Error)
 class Disk:
     """Checked files below `root`, at most `max_bytes` of them (None: no limit).
 
-    A folder that cannot be written is read all the same, and written as soon as it can be.
-
-    Raises:
-        SaveError: there is no folder, and it cannot be made.
+    A folder that cannot be written is only read, and written as soon as that is possible. Raises
+    SaveError if there is none and it cannot be made.
     """
 
     name = "disk"
@@ -57,29 +55,28 @@ class Disk:
     def __init__(self, root: Path, max_bytes: int | None) -> None:
         self.root = root
         self.max_bytes = max_bytes
-        self.gists, self.new, self.quarantine = (
-            root / name for name in ("gists", "new", "quarantine")
-        )
+        self.gists, self.new = root / "gists", root / "new"
+        self.quarantine = root / "quarantine"
         self.writable = False
         self._used: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
         self._noted = time.monotonic()
         self._notes = threading.Lock()
         self._indexing = threading.RLock()
+        self._inode: int | None = None  # of the index that is open
         try:
             self._open()
-        except FAILURES as error:
-            if not self.gists.is_dir():
-                raise self._error(error) from error
+        except FAILURES:
             self.writable = False
             with self._saving():
+                if not self.gists.is_dir():
+                    raise
                 self._check_links()
                 self.index = Index(None)
             with self.reading():
                 self._add_rows()
 
     def path(self, id: str) -> Path:
-        """Where the gist with this id is or would be."""
         return self.gists / file_name(id)
 
     def stamp(self, id: str) -> Stamp | None:
@@ -92,8 +89,7 @@ class Disk:
     def read(self, id: str) -> Record | None:
         """The gist with this id; None: there is none, it expired, or it cannot be read now.
 
-        Raises:
-            GistFileError: it was damaged, and is in quarantine now.
+        A damaged one is moved to quarantine (raises GistFileError).
         """
         stamp = self.stamp(id)
         if stamp is None:
@@ -117,8 +113,7 @@ class Disk:
         Args:
             replacing: only over one with this id; None is returned if it is there no more.
 
-        Raises:
-            SaveError: no room by the quota or on the disk, or not writable.
+        Raises SaveError for a full quota or disk, or if it is not writable.
         """
         id, size = record.entry.id, len(record.data)
         with self._saving():
@@ -144,8 +139,6 @@ class Disk:
                 written.unlink(missing_ok=True)
 
     def remove(self, id: str) -> bool:
-        """Delete a gist; False: there was none (raises SaveError)."""
-
         def commit(index: Index) -> bool:
             index.delete(id)
             removed = _unlink(self.path(id))
@@ -229,7 +222,7 @@ class Disk:
             self.flush()
 
     def note(self, id: str | None, *counts: str) -> None:
-        """As `used`, but without touching a file."""
+        """As `used`, but without a write."""
         with self._notes:
             if id is not None:
                 self._used[id] = time.time()
@@ -263,7 +256,6 @@ class Disk:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Failures inside as GistFileError."""
         try:
             yield
         except FAILURES as error:
@@ -371,7 +363,7 @@ class Disk:
             )
 
     def _run(self, action: Callable[[Index], T], *, change: bool = False) -> T:
-        """Ask or change the index; one that is lost or damaged is made again first."""
+        """Read or change the index; a lost or damaged one is made again first."""
         with self._indexing:
             if self.writable and _inode(self._index_path) != self._inode:
                 self._make_index_again()
@@ -393,8 +385,9 @@ class Disk:
 
     def _make_index_again(self, *, damaged: bool = False) -> None:
         self.index.close()
+        opened, self._inode = self._inode, 0  # if this fails, the next call opens it
         with self._alone():
-            if damaged and _inode(self._index_path) == self._inode:
+            if damaged and _inode(self._index_path) == opened:
                 self._set_index_aside()
             self._open_index()
         self._add_rows()
@@ -437,14 +430,11 @@ class Disk:
         except SaveError:
             raise
         except FAILURES as error:
-            raise self._error(error) from error
-
-    def _error(self, error: Exception) -> SaveError:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        return SaveError(
-            f"could not write to the store {self.root}: {reason}; "
-            "free space or choose another place"
-        )
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            raise SaveError(
+                f"could not write to the store {self.root}: {reason}; "
+                "free space or choose another place"
+            ) from error
 
 
 def _unlink(path: Path) -> bool:

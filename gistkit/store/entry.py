@@ -2,7 +2,6 @@
 
 Two models, adapters, tokenizers, templates, k or instructions that differ give different keys. The
 ids of the tokens are part of the key, and a store compares the whole key after it has found a hash.
-Knows nothing about where gists are stored.
 """
 
 import hashlib
@@ -82,15 +81,13 @@ class GistKey:
     def check(self, gist: Gist) -> None:
         """Raise GistMismatchError unless `gist` can be this key's: one row, model, template, k."""
         (row,) = check_single(gist).provenance
-        ours = (self.model, self.template, (self.num_tokens,), len(self.tokens))
-        theirs = (gist.model, gist.template, gist.lengths, row.instruction_tokens)
-        for what, mine, other in zip(
-            ("model", "template", "number of gist tokens", "instruction length"),
-            ours,
-            theirs,
-            strict=True,
+        for what, own, other in (
+            ("model", self.model, gist.model),
+            ("template", self.template, gist.template),
+            ("number of gist tokens", (self.num_tokens,), gist.lengths),
+            ("instruction length", len(self.tokens), row.instruction_tokens),
         ):
-            if mine != other:
+            if own != other:
                 raise GistMismatchError(f"this gist has another {what} than its key: {other}")
 
     def to_json(self) -> Mapping[str, Any]:
@@ -124,13 +121,12 @@ class Entry:
         model: fingerprint of the model that made it.
         template: name of its prompt template.
         num_tokens: k.
-        num_bytes: size of its file.
+        num_bytes: of its file.
         instruction_length: P, the tokens it stands for.
         instruction_sha256: of the instruction's text.
         created: seconds since 1970.
         last_used: likewise; uses in other processes may arrive some seconds late.
         expires: likewise; None: never.
-        pinned: never evicted to make room.
         fidelity: its score in [0, 1]; None: not measured.
     """
 
@@ -161,7 +157,6 @@ class Record:
 
     Attributes:
         key: what it answers for; None: it is found by its id alone.
-        entry: what is known of it.
         gist: its tensors may be views of `data`.
         data: its file.
         stamp: of the file in the folder; None: there is none.
@@ -185,12 +180,8 @@ class Record:
         pinned: bool,
     ) -> "Record":
         """Pack a gist into a file that says everything a store needs to know of it."""
-        label = {
-            "key": key.to_json() if key else None,
-            "created": created,
-            "expires": expires,
-            "pinned": pinned,
-        }
+        described = key.to_json() if key else None
+        label = {"key": described, "created": created, "expires": expires, "pinned": pinned}
         data = gist.to_bytes(entry=label)
         entry = _entry(id, {**gist.header(), "entry": label}, num_bytes=len(data))
         return cls(key, entry, gist, data)
@@ -211,11 +202,7 @@ class Record:
 
 
 def read_entry(id: str, file: GistFile, *, num_bytes: int) -> tuple[GistKey | None, Entry]:
-    """What the front of a file says; the digest is not checked.
-
-    Raises:
-        GistFileError: no store wrote it, it holds several gists, or belongs under another name.
-    """
+    """What the front of a file says; the digest is not checked (raises GistFileError)."""
     header = check_front(file)
     match header.get("entry"):
         case {
@@ -239,7 +226,6 @@ def read_entry(id: str, file: GistFile, *, num_bytes: int) -> tuple[GistKey | No
 
 
 def file_name(id: str) -> str:
-    """The name of a gist's file."""
     assert ID.fullmatch(id), id
     return f"{id}{SUFFIX}"
 
@@ -251,11 +237,7 @@ def id_of(name: str) -> str | None:
 
 
 def check_id(id: str) -> str:
-    """The id itself, if it is 64 hex digits: then it is safe as a file's name too.
-
-    Raises:
-        OptionError: it is not.
-    """
+    """The id, if it is 64 hex digits and so safe as a file's name (raises OptionError)."""
     if not ID.fullmatch(id):
         raise OptionError(f"{id[:80]!r} is no gist id; ids are 64 hex digits (gistkit store ls)")
     return id
@@ -295,11 +277,8 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
         facts |= {"padding": None, "truncation": None}  # left there by the last call
     else:
         facts = {"kind": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
-    facts = {
-        "facts": facts,
-        "special": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
-    }
-    found = _sha256(facts)
+    special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
+    found = _sha256({"facts": facts, "special": special})
     _TOKENIZERS[tokenizer] = (len(tokenizer), found)
     return found
 

@@ -29,13 +29,10 @@ PRAGMA user_version = {VERSION};
 
 
 class Index:
-    """Rows of entries, and counts. For one thread at a time.
+    """Rows of entries, and counts. For one thread at a time; all methods raise sqlite3.Error.
 
     Args:
         path: its file; None: in memory, for a folder that cannot be written.
-
-    Raises:
-        sqlite3.Error: here and in every method.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -99,7 +96,6 @@ class Index:
         return next(iter(self._select(rest, (id, mtime_ns, num_bytes))), None)
 
     def entries(self) -> list[Entry]:
-        """All rows, the last used first."""
         return self._select("ORDER BY last_used DESC, id")
 
     def files(self) -> dict[str, tuple[int, int]]:
@@ -129,7 +125,6 @@ class Index:
         return chosen, size
 
     def expired(self, now: float) -> list[str]:
-        """Ids of gists that have expired."""
         return [id for (id,) in self._all("SELECT id FROM gists WHERE expires <= ?", (now,))]
 
     def totals(self, but: str = "") -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""GistStore: where compressed instructions are kept, for one process or many.
+"""GistStore: compressed instructions by what they are made of, for one process or many.
 
     get(key):   memory ──> folder (read, checked) ──> remote ──> None
     put(key):   remote ──> folder (fsync, rename, index); then it is acknowledged
@@ -12,6 +12,8 @@ import math
 import os
 import threading
 import time
+from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +23,8 @@ from gistkit.errors import GistFileError, GistMismatchError, OptionError, SaveEr
 from gistkit.gist import Gist
 from gistkit.single_flight import SingleFlight
 from gistkit.store.disk import Disk
-from gistkit.store.entry import Entry, GistKey, Record, check_id, check_single, content_id
-from gistkit.store.tiers import Memory, Remote, Tier
+from gistkit.store.entry import Entry, GistKey, Record, Stamp, check_id, check_single, content_id
+from gistkit.store.tiers import Remote, Tier
 
 if TYPE_CHECKING:
     from gistkit.model import GistModel
@@ -34,6 +36,59 @@ COUNTS = (
     *("hits_memory", "hits_disk", "hits_remote", "misses", "compressed", "unsaved"),
     *("evictions", "quarantined", "remote_errors"),
 )
+
+
+class Memory:
+    """At most `max_bytes` of activations, the least recently used go first.
+
+    Args:
+        max_bytes: 0: none.
+        stamp: which file the folder has for an id; a gist of another file is forgotten.
+    """
+
+    name = "memory"
+
+    def __init__(self, max_bytes: int, stamp: Callable[[str], Stamp | None]) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self._stamp = stamp
+        self._records: OrderedDict[str, Record] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, id: str) -> Record | None:
+        with self._lock:
+            record = self._records.get(id)
+            if record is None:
+                return None
+            self._records.move_to_end(id)
+        if record.stamp != self._stamp(id) or record.entry.expired(time.time()):
+            self.remove(id)
+            return None
+        return record
+
+    def write(self, record: Record) -> Record:
+        id, size = record.entry.id, record.gist.num_bytes
+        with self._lock:
+            self._drop(id)
+            if size <= self.max_bytes:
+                self._records[id] = replace(record, data=b"")
+                self.num_bytes += size
+            while self.num_bytes > self.max_bytes:
+                self._drop(next(iter(self._records)))
+        return record
+
+    def remove(self, id: str) -> bool:
+        with self._lock:
+            return self._drop(id)
+
+    def _drop(self, id: str) -> bool:
+        record = self._records.pop(id, None)
+        if record is not None:
+            self.num_bytes -= record.gist.num_bytes
+        return record is not None
 
 
 class GistStore:
@@ -64,11 +119,12 @@ class GistStore:
     ) -> None:
         for name, number in (("max_bytes", max_bytes), ("max_memory_bytes", max_memory_bytes)):
             if number is not None and number < 0:
-                raise OptionError(f"{name} must be 0 or more, not {number}")
+                raise OptionError(f"`{name}` must be 0 or more, not {number}")
         self.place = os.fspath(place)
         if not self.place:  # as from a variable that is not set; the system takes it for "."
             raise OptionError("the store's place is empty; give a folder or a URL")
-        self.ttl = _check_ttl(ttl)
+        _expiry(ttl, 0)  # checks it
+        self.ttl = ttl
         self._remote = Remote(self.place) if "://" in self.place else None
         root = Path(self.place) if self._remote is None else Path(cache_dir or _cache(self.place))
         self._disk = Disk(root, max_bytes)
@@ -89,15 +145,9 @@ class GistStore:
 
         A damaged file is moved to quarantine. Do not write into the tensors: callers share them.
         """
-        try:
-            record, hit = self._look(key.id)
-        except GistFileError:
-            record, hit = None, ""
-        if record is None or record.key != key:  # the same hash is not yet the same key
-            self._disk.used(None, "misses")
-            return None
-        self._disk.used(key.id, hit)
-        return record.gist
+        gist, hit = self._find(key)
+        self._disk.used(key.id if gist is not None else None, hit)
+        return gist
 
     def held(self, key: GistKey) -> Gist | None:
         """The gist of `key` if it is in memory; never blocks, so an event loop may call it.
@@ -119,10 +169,9 @@ class GistStore:
             GistFileError: there is none, or it was damaged and is now in quarantine.
         """
         record, hit = self._look(check_id(id))
+        self._disk.used(id if record is not None else None, hit)
         if record is None:
-            self._disk.used(None, "misses")
             raise self._nothing(id)
-        self._disk.used(id, hit)
         return record.gist
 
     def put(
@@ -153,16 +202,13 @@ class GistStore:
             key.check(gist)
         id = content_id(check_single(gist)) if key is None else key.id
         now, before = time.time(), None
+        expires = _expiry(self.ttl if ttl is None else ttl, now)
         with suppress(GistFileError):
             before = self.find(id)
-        if ttl is None and before is not None:
-            expires = before.expires
-        else:
-            lasts = self.ttl if ttl is None else _check_ttl(ttl)
-            expires = None if lasts is None else now + lasts
-        if pinned is None:
-            pinned = before is not None and before.pinned
-        self._write(Record.of(id, key, gist, created=now, expires=expires, pinned=pinned))
+        if before is not None:
+            expires = before.expires if ttl is None else expires
+            pinned = before.pinned if pinned is None else pinned
+        self._write(Record.of(id, key, gist, created=now, expires=expires, pinned=bool(pinned)))
         return id
 
     def update(self, id: str, gist: Gist) -> None:
@@ -192,8 +238,8 @@ class GistStore:
         """The instruction's gist, on the model's device: from the store, or compressed and stored.
 
         Threads that ask for the same gist wait for one compression, and the store compresses one
-        instruction at a time. If the gist cannot be stored (disk full, read-only), it is returned
-        all the same and counted as `unsaved`.
+        instruction at a time. A gist that cannot be stored (disk full, read-only) is returned
+        nevertheless, and counted as `unsaved`.
 
         Raises: as `GistModel.compress`.
         """
@@ -202,9 +248,29 @@ class GistStore:
         gist = self.get(key)
         if gist is not None:
             return gist.to(device=model.device)
-        return self._flights.run(
-            key.id, lambda: self._compress(model, instruction, key, allow_untrained, pinned, ttl)
-        )
+
+        def compress() -> Gist:
+            with self._compressing:
+                # another thread or process may have been faster
+                found, _ = self._find(key)
+                if found is not None:
+                    return found.to(device=model.device)
+                made = model.compress(
+                    instruction, num_gist_tokens=k, allow_untrained=allow_untrained
+                )
+            try:
+                self.put(key, made, pinned=pinned, ttl=ttl)
+                with suppress(GistFileError):
+                    self._look(key.id)  # into memory, where the next caller finds it
+            except SaveError:
+                self._disk.used(None, "unsaved")
+                on_cpu, now = made.to(device="cpu"), time.time()
+                unsaved = Record.of(key.id, key, on_cpu, created=now, expires=None, pinned=False)
+                self._memory.write(replace(unsaved, stamp=self._disk.stamp(key.id)))
+            self._disk.used(None, "compressed")
+            return made
+
+        return self._flights.run(key.id, compress)
 
     def find(self, id: str) -> Entry | None:
         """What is known of the gist with this id; None: there is none, or it expired.
@@ -258,8 +324,7 @@ class GistStore:
 
     def expire(self, id: str, ttl: float | None) -> None:
         """Have a gist expire in `ttl` seconds; None: never (raises as `pin`)."""
-        lasts = _check_ttl(ttl)
-        expires = None if lasts is None else time.time() + lasts
+        expires = _expiry(ttl, time.time())
         self._rewrite(self._record(id), expires=expires)
 
     def verify(self) -> dict[str, Any]:
@@ -317,40 +382,13 @@ class GistStore:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _compress(
-        self,
-        model: "GistModel",
-        instruction: str,
-        key: GistKey,
-        allow_untrained: bool,
-        pinned: bool | None,
-        ttl: float | None,
-    ) -> Gist:
-        record = None
-        with self._compressing:
-            # another thread or process may have been faster
-            with suppress(GistFileError):
-                record, _ = self._look(key.id)
-            if record is not None and record.key == key:
-                return record.gist.to(device=model.device)
-            gist = model.compress(
-                instruction, num_gist_tokens=key.num_tokens, allow_untrained=allow_untrained
-            )
-        try:
-            self.put(key, gist, pinned=pinned, ttl=ttl)
-            with suppress(GistFileError):
-                self._look(key.id)  # into memory, where the next caller finds it
-        except SaveError:
-            self._disk.used(None, "unsaved")
-            unsaved = Record.of(
-                *(key.id, key, gist.to(device="cpu")),
-                created=time.time(),
-                expires=None,
-                pinned=False,
-            )
-            self._memory.write(replace(unsaved, stamp=self._disk.stamp(key.id)))
-        self._disk.used(None, "compressed")
-        return gist
+    def _find(self, key: GistKey) -> tuple[Gist | None, str]:
+        """The gist of a key, and what to count."""
+        with suppress(GistFileError):
+            record, hit = self._look(key.id)
+            if record is not None and record.key == key:  # the same hash is not yet the same key
+                return record.gist, hit
+        return None, "misses"
 
     def _look(self, id: str) -> tuple[Record | None, str]:
         """The gist from the first tier that has it, now in those above too, and what to count.
@@ -375,7 +413,7 @@ class GistStore:
                 return record, f"hits_{tier.name}"
         if problem is not None:
             raise problem
-        return None, ""
+        return None, "misses"
 
     def _write(self, record: Record, *, over: Record | None = None) -> bool:
         """Write to all tiers but memory, which takes what was read again and checked.
@@ -412,10 +450,10 @@ class GistStore:
         return GistFileError(f"no gist {id} in {self.place}; see gistkit store ls")
 
 
-def _check_ttl(ttl: float | None) -> float | None:
+def _expiry(ttl: float | None, now: float) -> float | None:
     if ttl is not None and not 0 < ttl < math.inf:
-        raise OptionError(f"ttl must be above 0 seconds, not {ttl}")
-    return ttl
+        raise OptionError(f"`ttl` must be above 0 seconds, not {ttl}")
+    return None if ttl is None else now + ttl
 
 
 def _cache_home() -> Path:
@@ -423,5 +461,4 @@ def _cache_home() -> Path:
 
 
 def _cache(url: str) -> Path:
-    """The folder that caches a URL's gists by default."""
     return _cache_home() / "gistkit" / "store" / hashlib.sha256(url.encode()).hexdigest()[:16]

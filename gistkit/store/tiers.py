@@ -1,21 +1,13 @@
-"""What a tier of a store does, and two of them: the memory of a process, and a remote place.
+"""What a tier of a store does, and the tier at a URL."""
 
-    memory ──> disk (gistkit.store.disk) ──> remote
-
-A store reads its tiers in this order and writes them in the other.
-"""
-
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import Any, Protocol
 
 from gistkit.errors import GistFileError, GistkitError, MissingExtraError, OptionError, SaveError
 from gistkit.gist import GistFile, front_length
-from gistkit.store.entry import SUFFIX, Entry, Record, Stamp, file_name, id_of, read_entry
+from gistkit.store.entry import SUFFIX, Entry, Record, file_name, id_of, read_entry
 
 MAX_OBJECT = 2**32
 """Bytes; a larger object is no gist."""
@@ -32,73 +24,16 @@ class Tier(Protocol):
         """A gist, checked; None: there is none, or it expired (raises GistFileError)."""
 
     def write(self, record: Record) -> Record | None:
-        """Keep a gist, and return it as it is kept (raises SaveError)."""
+        """Store a gist, and return it as it is stored (raises SaveError)."""
 
     def remove(self, id: str) -> bool:
         """Delete a gist; False: there was none (raises SaveError)."""
 
 
-class Memory:
-    """At most `max_bytes` of activations, the least recently used go first.
-
-    Args:
-        max_bytes: 0: none.
-        stamp: which file the folder has for an id; a gist of another file is forgotten.
-    """
-
-    name = "memory"
-
-    def __init__(self, max_bytes: int, stamp: Callable[[str], Stamp | None]) -> None:
-        self.max_bytes = max_bytes
-        self.num_bytes = 0
-        self._stamp = stamp
-        self._records: OrderedDict[str, Record] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def read(self, id: str) -> Record | None:
-        with self._lock:
-            record = self._records.get(id)
-            if record is None:
-                return None
-            self._records.move_to_end(id)
-        if record.stamp != self._stamp(id) or record.entry.expired(time.time()):
-            self.remove(id)
-            return None
-        return record
-
-    def write(self, record: Record) -> Record:
-        id, size = record.entry.id, record.gist.num_bytes
-        with self._lock:
-            self._drop(id)
-            if size <= self.max_bytes:
-                self._records[id] = replace(record, data=b"")
-                self.num_bytes += size
-            while self.num_bytes > self.max_bytes:
-                self._drop(next(iter(self._records)))
-        return record
-
-    def remove(self, id: str) -> bool:
-        with self._lock:
-            return self._drop(id)
-
-    def _drop(self, id: str) -> bool:
-        record = self._records.pop(id, None)
-        if record is not None:
-            self.num_bytes -= record.gist.num_bytes
-        return record is not None
-
-
 class Remote:
     """The objects below a URL, in a bucket or wherever fsspec goes, named as a folder's files are.
 
-    They are written and read whole, and are all there is: there is no index.
-
-    Raises:
-        OptionError: no such kind of URL.
-        MissingExtraError: what this kind needs is not installed.
+    They are written and read whole; there is no index.
     """
 
     name = "remote"
@@ -142,11 +77,7 @@ class Remote:
         return True
 
     def find(self, id: str) -> Entry | None:
-        """What a gist says of itself, from its first bytes; None: none, or it is no gist.
-
-        Raises:
-            GistFileError: it cannot be read.
-        """
+        """What the first bytes of a gist say; None: there is none (raises GistFileError)."""
         path = self._path(id)
         with self._reading():
             try:
@@ -171,11 +102,7 @@ class Remote:
         return {id for id in ids if id is not None}
 
     def verify(self) -> tuple[set[str], set[str]]:
-        """Read everything; the ids that were read, and the damaged ones, now in quarantine.
-
-        Raises:
-            GistFileError, SaveError: it cannot be read, or damage cannot be moved.
-        """
+        """Read everything; the ids that were read, and the damaged ones, now in quarantine."""
         ids, damaged = self.ids(), set()
         for id in ids:
             data = self._bytes(id)

@@ -4,8 +4,7 @@ import random
 
 import pytest
 
-from gistkit.models.inputs import cut_at
-from gistkit.models.streaming import pieces
+from gistkit.models.streaming import cut_at, pieces
 
 
 def decode(ids: list[int]) -> str:

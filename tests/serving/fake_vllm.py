@@ -43,6 +43,7 @@ class FakeVllm:
             500, 503    these statuses
             event       an error inside a stream that has begun
             silent      says nothing, for ever
+            held        says nothing until it has another fault, or none
             foreign     a connector that is not there: gists are ignored, nothing is kept
         pause: seconds between two tokens.
         asked: bodies of completions.
@@ -167,6 +168,8 @@ class FakeVllm:
             raise BreakError
         self.running += 1
         try:
+            while fault == self.fault == "held":
+                await asyncio.sleep(0.01)
             if fault == "silent":
                 await reader.read(1)  # until the client goes away
                 raise BreakError

@@ -1,10 +1,12 @@
 """Too much at once, too much at all, leaving early, stopping, and steps that fail."""
 
 import asyncio
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -173,13 +175,32 @@ def test_a_step_that_fails_ends_its_requests_and_no_others(
 def test_the_event_loop_stays_free(tmp_path: Path) -> None:
     async def work(engine: TransformersEngine) -> None:
         tasks = [asyncio.create_task(answer(engine, "x" * i, Sampling(60))) for i in range(20)]
+        await until(computing.is_set)
         turns = 0
-        while not all(task.done() for task in tasks):
-            await asyncio.sleep(0.001)
+        while turns < 1000:
+            await asyncio.sleep(0)
             turns += 1
-        assert turns > engine.stats()["steps"] / 4  # it turned between steps, and during them
+        waiting = engine.stats()["waiting"]
+        late = asyncio.create_task(answer(engine, "x", Sampling(1)))
+        await until(lambda: engine.stats()["waiting"] == waiting + 1)
+        late.cancel()
+        await until(lambda: engine.stats()["waiting"] == waiting)
+        assert not ended.is_set()  # all of it happened during one step
+        proceed.set()
+        await asyncio.gather(*tasks)
+        assert ended.is_set() and turns > engine.stats()["steps"] / 4
 
-    serving(tmp_path, tiny_gist_model(), work)
+    computing, proceed, ended = (threading.Event() for _ in range(3))
+    step = Batch.step
+
+    def held(batch: Batch) -> None:
+        computing.set()
+        assert proceed.wait(60)
+        step(batch)
+        ended.set()
+
+    with patch.object(Batch, "step", held):
+        serving(tmp_path, tiny_gist_model(), work)
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])

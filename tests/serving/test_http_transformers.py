@@ -1,15 +1,18 @@
 """The openai client on the transformers engine, tiny model inside: what `generate` says."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import openai
 import pytest
 
 from gistkit.serving.transformers_engine import TransformersEngine
+from gistkit.serving.worker import Batch
 from gistkit.store import GistStore
 from gistkit.testing import tiny_gist_model
 from tests.serving.http_running import Running, running, wait_for
@@ -121,6 +124,12 @@ def test_a_client_that_leaves_frees_its_row(tiny: Running) -> None:
 
 
 def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
+    proceed, step = threading.Event(), Batch.step
+
+    def held(batch: Batch) -> None:
+        assert proceed.wait(60)
+        step(batch)
+
     with (
         GistStore(tmp_path / "store") as store,
         running(
@@ -132,19 +141,29 @@ def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
             async with openai.AsyncOpenAI(
                 base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60
             ) as client:
-                return await asyncio.gather(
-                    *(
-                        client.completions.create(model="tiny", prompt="abc", max_tokens=300)
-                        for _ in range(6)
-                    ),
-                    return_exceptions=True,
-                )
+                create = client.completions.create
+                tasks = [
+                    asyncio.ensure_future(create(model="tiny", prompt="abc", max_tokens=300))
+                    for _ in range(6)
+                ]
+                while sum(task.done() for task in tasks) < 4:  # one runs, one waits
+                    await asyncio.sleep(0.01)
+                proceed.set()
+                return await asyncio.gather(*tasks, return_exceptions=True)
 
-        found = asyncio.run(work())
+        with patch.object(Batch, "step", held):
+            found = asyncio.run(work())
         refused = [one for one in found if isinstance(one, openai.RateLimitError)]
         answered = [one for one in found if isinstance(one, openai.types.Completion)]
         assert refused and answered and len(refused) + len(answered) == 6
         assert all(int(one.response.headers["retry-after"]) >= 1 for one in refused)
+
+
+def test_messages_name_no_parameters_of_python(tiny: Running) -> None:
+    reason = ask(tiny, max_tokens=1, extra_body={"gist_tokens": 3}).gist["reason"]
+    assert reason == "this model was trained for 1, 2, 4 gist tokens, not 3; choose one"
+    made = tiny.http().post("/v1/gists", json={"instruction": "Be brief.", "k": 3})
+    assert (made.status_code, made.json()["error"]["message"]) == (400, reason)
 
 
 def test_its_fidelity_is_measured_and_kept(tiny: Running) -> None:

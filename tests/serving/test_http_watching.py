@@ -18,7 +18,7 @@ from gistkit.serving.settings import Settings
 from tests.serving.fake_engine import FakeEngine
 from tests.serving.http_running import Running, running, spoken, wait_for
 
-SECRET = "the password is 1234"
+SECRET = "the password is abracadabra"
 BODY = {
     "model": "tiny",
     "messages": [
@@ -107,7 +107,7 @@ def test_one_line_for_each_request_and_no_prompts_in_it(
     assert [one["status"] for one in others] == [200, 201, 200, 400, 500]
     formatter = JsonLines()
     lines = [formatter.format(record) for record in spoken(caplog)]
-    assert "1234" not in "".join(lines)
+    assert "abracadabra" not in "".join(lines)
     crash = json.loads(next(line for line in lines if "a request failed" in line))
     assert (crash["error"], crash["level"], crash["id"]) == (
         "RuntimeError",
@@ -204,13 +204,13 @@ def test_without_keys_only_this_machines_names_are_answered(
 
 
 def test_too_many_requests_at_once(server: Running) -> None:
-    server.service.drain.running = MAX_REQUESTS
+    server.service.running = MAX_REQUESTS
     try:
         response = server.http().get("/v1/models")
         assert (response.status_code, response.headers["retry-after"]) == (429, "1")
         assert server.http().get("/health/live").status_code == 200
     finally:
-        server.service.drain.running = 0
+        server.service.running = 0
 
 
 @pytest.mark.parametrize(

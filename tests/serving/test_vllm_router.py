@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,17 @@ def answered(fake: FakeVllm) -> int:
     return len(fake.asked) - compressed(fake)
 
 
+async def all_at_once(fakes: Fakes, work: list[Awaitable[Any]]) -> list[Any]:
+    """Results of requests, none of which is answered before the last has arrived."""
+    for fake in fakes:
+        fake.fault = "held"
+    tasks = [asyncio.ensure_future(request) for request in work]
+    await until(lambda: sum(fake.running for fake in fakes) == len(work))
+    for fake in fakes:
+        fake.fault = ""
+    return await asyncio.gather(*tasks)
+
+
 def test_a_server_that_has_the_gist_is_preferred_unless_it_is_busy(tmp_path: Path) -> None:
     async def work(engine: VllmEngine, model: GistModel, fakes: Fakes) -> None:
         for name in ("Be brief.", "Be polite."):
@@ -46,10 +58,8 @@ def test_a_server_that_has_the_gist_is_preferred_unless_it_is_busy(tmp_path: Pat
                 await until(lambda: engine.stats()["running"] == 0)
                 await ask(engine, "abc", Sampling(2), instruction=name)
         assert sorted(map(answered, fakes)) == [5, 5]  # each has one gist, and is asked for it
-        for fake in fakes:
-            fake.pause = 0.02
         many = [ask(engine, "abc", Sampling(20), instruction="Be brief.") for _ in range(24)]
-        found = await asyncio.gather(*many)
+        found = await all_at_once(fakes, many)
         wanted = model.generate("abc", model.compress("Be brief."), max_new_tokens=20)
         assert all(texts(one) == wanted for one in found)
         assert min(map(answered, fakes)) > 5 + 4  # too much for the one alone
@@ -59,9 +69,7 @@ def test_a_server_that_has_the_gist_is_preferred_unless_it_is_busy(tmp_path: Pat
 
 def test_the_least_loaded_is_asked(tmp_path: Path) -> None:
     async def work(engine: VllmEngine, model: GistModel, fakes: Fakes) -> None:
-        for fake in fakes:
-            fake.pause = 0.02
-        await asyncio.gather(*(ask(engine, "abc", Sampling(9)) for _ in range(12)))
+        await all_at_once(fakes, [ask(engine, "abc", Sampling(9)) for _ in range(12)])
         assert [answered(fake) for fake in fakes] == [4, 4, 4]
 
     serving(tmp_path, 3, work)

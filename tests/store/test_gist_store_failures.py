@@ -54,6 +54,25 @@ def test_damage_is_found_quarantined_and_recomputed(store: GistStore, in_memory:
         store.load(key.id)
 
 
+def test_a_folder_that_goes_away_and_comes_back(store: GistStore, pair: Make) -> None:
+    key, gist = pair()
+    store.put(key, gist)
+    root = Path(store.place)
+    away = root.rename(root.with_name("away"))
+    for _ in range(2):
+        assert store.get(key) is None
+        with pytest.raises(GistFileError, match=r"cannot be read.*No such file"):
+            store.entries()
+        with pytest.raises(SaveError, match="No such file"):
+            store.put(*pair(1))
+    away.rename(root)
+    assert [entry.id for entry in store.entries()] == [key.id]
+    store.put(*pair(1))
+    assert len(store.entries()) == 2 and holds(store.get(key), 0)
+    damage(file_of(store, key))
+    assert store.get(key) is None and store.stats()["quarantined"] == 1
+
+
 def test_verify_finds_all_damage(store: GistStore, pair: Make) -> None:
     keys = []
     for number in range(6):

@@ -32,11 +32,11 @@ def test_time_passes(store: GistStore, pair: Make, clock: Clock, tmp_path: Path)
 
 @pytest.mark.parametrize("ttl", [0, -1, float("inf"), float("nan")])
 def test_times_that_mean_nothing(store: GistStore, pair: Make, ttl: float, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="ttl must be above 0"):
+    with pytest.raises(OptionError, match="`ttl` must be above 0"):
         store.put(*pair(), ttl=ttl)
-    with pytest.raises(OptionError, match="ttl must be above 0"):
+    with pytest.raises(OptionError, match="`ttl` must be above 0"):
         GistStore(tmp_path / "x", ttl=ttl)
-    with pytest.raises(OptionError, match="max_bytes must be 0 or more"):
+    with pytest.raises(OptionError, match="`max_bytes` must be 0 or more"):
         GistStore(tmp_path / "x", max_bytes=-1)
     assert not (tmp_path / "x").exists()
 

@@ -1,4 +1,4 @@
-"""Gists in vLLM: servers started with our connector and used over HTTP.
+"""Gists in vLLM: servers started with gistkit's connector and used over HTTP.
 
     start.open_engine ── VllmProcess, handshake ──> VllmEngine
     VllmEngine ── Job ──> Router ── which server ──> Endpoint ── /v1/completions ──> vLLM

@@ -1,11 +1,10 @@
-"""One vLLM server over HTTP: what it is asked, what it answers, and what is known about it.
+"""One vLLM server over HTTP: requests, answers and its state.
 
-    up        it has shown that it runs these weights, our connector and this store
-    suspect   its connection broke; it gets nothing new until it has shown it again
+    up        it has proved that it has these weights, gistkit's connector and this store
+    suspect   its connection broke; it gets no new requests until it has proved it again
     down      it does not answer, or it is the wrong server
 
-Token ids go there and come back, so that one tokenizer reads and writes all texts. Knows nothing of
-other servers.
+Requests and answers are token ids, so that one tokenizer reads and writes all texts.
 """
 
 import asyncio
@@ -40,7 +39,7 @@ class BrokenError(EndpointError):
 
 
 class WrongServerError(EndpointError):
-    """Not the server that it should be: other weights, no connector, another store."""
+    """The server has other weights, no connector, or another store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class TokenChunk:
 
 
 class ServerInfo(NamedTuple):
-    """Under which names a server serves, and how many tokens a prompt and its answer may have."""
+    """A server's model names, and its limit of tokens of a prompt and its answer."""
 
     names: Sequence[str]
     max_length: int
@@ -72,11 +71,11 @@ class Endpoint:
     Attributes:
         state: see the module.
         problem: what is wrong, unless it is up.
-        running: answers that it is giving.
-        served: requests that it was given, ever.
+        running: requests in progress.
+        served: all requests so far.
         silent: health checks in a row without an answer.
-        recent: gists and instructions that it was asked for lately; its memory has them.
-        readers: tasks that read an answer of its, to be cancelled when it is down.
+        recent: gists and instructions of its last requests; they are in its memory.
+        readers: tasks that read its answers, cancelled when it goes down.
         wake: set when it should be checked now.
     """
 
@@ -91,7 +90,6 @@ class Endpoint:
 
     @property
     def up(self) -> bool:
-        """Whether it gets requests."""
         return self.state == "up"
 
     def assign(self, content: str) -> None:
@@ -111,7 +109,7 @@ class Endpoint:
             self.wake.set()
 
     async def info(self) -> ServerInfo:
-        """What it tells about itself (raises EndpointError; TimeoutError)."""
+        """Its names and limits (raises EndpointError; TimeoutError)."""
         found = await self._get("/v1/models")
         try:
             models = found["data"]
@@ -122,7 +120,7 @@ class Endpoint:
             raise WrongServerError("it does not list its models as vLLM does") from error
 
     async def check_health(self) -> None:
-        """Raise EndpointError unless it says that it is well (TimeoutError: no answer)."""
+        """Raise EndpointError unless it is healthy (TimeoutError: no answer)."""
         await self._get("/health")
 
     async def complete(self, body: Mapping[str, Any]) -> AsyncGenerator[TokenChunk, None]:

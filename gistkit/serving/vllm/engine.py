@@ -18,10 +18,10 @@ from gistkit.models.inputs import check_numbers
 from gistkit.serving.engine import (
     Engine,
     Prepared,
-    Preparer,
     Prompt,
     Sampling,
     StreamChunk,
+    check_k,
     in_thread_if_long,
 )
 from gistkit.serving.transformers_engine import GistJobs
@@ -37,20 +37,16 @@ from gistkit.serving.vllm.router import Router
 from gistkit.single_flight import SingleFlight
 from gistkit.store import GistKey, GistStore
 
-MAX_WAITING = 1024
-MAX_ROWS = 256
 SAMPLE = "Answer."
 
 
-class VllmEngine(Preparer, Engine):
+class VllmEngine(Engine):
     """An engine on vLLM servers.
 
     Args:
         model: the whole one, or for `compressor=vllm` a `TokenizerModel`.
         store: the servers' store; the caller closes it.
-        urls: of the servers.
-        name: the model's id for clients.
-        key: the servers' API key.
+        urls, key: of the servers.
         compressor: what compresses: vLLM, or `model` in this process, which can also measure.
         max_waiting: answers in the queue, and instructions waiting to be compressed.
         max_rows: answers at once on each server.
@@ -70,22 +66,20 @@ class VllmEngine(Preparer, Engine):
         name: str = "gistkit",
         key: str | None = None,
         compressor: Literal["vllm", "transformers"] = "vllm",
-        max_waiting: int = MAX_WAITING,
-        max_rows: int = MAX_ROWS,
+        max_waiting: int = 1024,
+        max_rows: int = 256,
         max_length: int | None = None,
     ) -> None:
         check_numbers(max_waiting=max_waiting, max_rows=max_rows, max_length=max_length or 1)
         if not urls:
             raise OptionError("at least one `endpoint` is needed")
-        super().__init__(model, max_length=max_length)
-        self.name = name
-        self.model, self.store = model, store
-        self.trained = model.config.num_gist_tokens or (model.config.default_k,)
+        super().__init__(model, name=name, max_length=max_length)
+        self.store = store
         self._urls, self._key = list(dict.fromkeys(urls)), key
         self._max_waiting, self._max_rows = max_waiting, max_rows
         self._identity = Identity.of(model)
         self._jobs = JobFactory(model, self._identity.name)
-        self._flights = SingleFlight(max_waiting, lambda: self._router.seconds_until_room())
+        self._flights = SingleFlight(max_waiting, lambda: self._router.queue.seconds_until_room())
         self._local: GistJobs | None = None
         if compressor == "transformers":
             self._local = GistJobs(model, store, max_waiting=max_waiting, retry_after=lambda: 1.0)
@@ -93,12 +87,11 @@ class VllmEngine(Preparer, Engine):
         self._router = self._new_router([])
 
     async def start(self) -> None:
-        """See `Engine.start`; returns when each server was checked once."""
         self._connect()
         await self._router.start()
 
     async def check(self) -> None:
-        """Raise UnavailableError, with the reasons, unless a server is what it should be.
+        """Raise UnavailableError, with the reasons, unless a server can be used.
 
         May be called before `start`, on an event loop of its own.
         """
@@ -112,7 +105,6 @@ class VllmEngine(Preparer, Engine):
             raise UnavailableError(f"no vLLM server can be used: {reasons}")
 
     async def stop(self) -> None:
-        """See `Engine.stop`."""
         self._flights.stop()
         await self._close()
         if self._local is not None:
@@ -120,19 +112,18 @@ class VllmEngine(Preparer, Engine):
 
     @property
     def healthy(self) -> bool:
-        """Whether a server is up."""
         return self._router.up > 0
 
     async def compress(
         self, instruction: str, num_gist_tokens: int | None = None
     ) -> tuple[str, Gist]:
-        """See `Engine.compress` (raises SaveError too: vLLM did not store the gist)."""
+        """As every engine; raises SaveError too: vLLM did not store the gist."""
         if self._local is not None:
             id, gist = await self._local.compress(instruction, num_gist_tokens)
             if await asyncio.to_thread(self.store.find, id) is None:
                 raise SaveError("the gist could not be stored, so vLLM cannot read it; free space")
             return id, gist
-        k = self.model.check_k(num_gist_tokens)
+        k = check_k(self.model, num_gist_tokens)
         key = await in_thread_if_long(
             len(instruction), lambda: GistKey.of(self.model, instruction, k)
         )
@@ -144,7 +135,7 @@ class VllmEngine(Preparer, Engine):
     async def measure(
         self, gist_id: str, instruction: str, probes: Sequence[str]
     ) -> Mapping[str, object]:
-        """See `Engine.measure` (raises OptionError: the weights are not here)."""
+        """As every engine; raises OptionError where the weights are not in this process."""
         if self._local is None:
             raise OptionError(
                 "this server does not have the model's weights, so it cannot measure a gist; use "
@@ -155,7 +146,7 @@ class VllmEngine(Preparer, Engine):
     async def stream(
         self, prepared: Prepared, *, whole: bool = False
     ) -> AsyncGenerator[StreamChunk, None]:
-        """See `Engine.stream` (raises GistFileError too: the gist was deleted meanwhile)."""
+        """As every engine; raises GistFileError too: the gist was deleted meanwhile."""
         jobs = self._jobs.answers(prepared, whole=whole)
         self._router.submit(jobs)
         try:
@@ -168,14 +159,11 @@ class VllmEngine(Preparer, Engine):
             raise
 
     def stats(self) -> Mapping[str, float]:
-        """See `Engine.stats`; `kv_bytes` of `kv_limit` are the servers' own, so 0 here."""
         router = self._router
         return {
             "running": router.running,
-            "waiting": router.waiting,
-            "kv_bytes": 0,
-            "kv_limit": 0,
-            "steps": 0,
+            "waiting": router.queue.size,
+            **dict.fromkeys(("kv_bytes", "kv_limit", "steps"), 0),  # the servers' own
             "tokens": router.tokens,
             "endpoints": len(router.endpoints),
             "endpoints_up": router.up,
@@ -183,7 +171,7 @@ class VllmEngine(Preparer, Engine):
         }
 
     def _connect(self) -> None:
-        """New connections, for the event loop that runs."""
+        """New connections, for the running event loop."""
         self._client = client = http_client(self._key)
         self._router = self._new_router([Endpoint(url, client) for url in self._urls])
 
@@ -198,7 +186,7 @@ class VllmEngine(Preparer, Engine):
             await self._client.aclose()
 
     async def _handshake(self, endpoint: Endpoint) -> None:
-        """Have a server show that it is what it should be (raises EndpointError)."""
+        """Have a server prove what it is (raises EndpointError)."""
         info = await endpoint.info()
         check_identity(info.names, self._identity)
         if self._local is None:
@@ -211,12 +199,11 @@ class VllmEngine(Preparer, Engine):
         self.max_length = min(info.max_length, self.max_length or info.max_length)
 
     async def _compress(self, key: GistKey, instruction: str) -> Gist:
-        """From the store, or made by vLLM and put there."""
         known = await asyncio.to_thread(self.store.get, key)
         if known is not None:
             return known
         job = self._jobs.compression(key, instruction)
-        self.check_length(job.prepared.total_tokens)
+        self.check_prepared(job.prepared)
         self._router.submit([job])
         async with aclosing(self._chunks([job])) as chunks:
             async for _ in chunks:
@@ -227,7 +214,7 @@ class VllmEngine(Preparer, Engine):
         return gist
 
     async def _chunks(self, jobs: Sequence[Job]) -> AsyncGenerator[StreamChunk, None]:
-        """What submitted jobs of one request give; cancels the rest when it is closed."""
+        """Chunks of one request's submitted jobs; closing it cancels the rest."""
         left = sum(job.copies for job in jobs)
         try:
             while left:

@@ -1,12 +1,12 @@
-"""Which model servers run, and proof that they are ours.
+"""Which model servers run, and proof that they serve this gateway's model.
 
-A server serves under several names; one of them is its model's identity, by which it is asked. So
-an answer never comes from other weights, nor for a text that means other tokens there.
+A server has several model names; one is the model's identity, which requests use. So an answer
+never comes from other weights, nor from other tokens for the same text.
 
-Proof is doing what only the right server can do: with the right weights, our connector and our
-store it compresses an instruction that never occurred before, and the gist is in the store. Where
-vLLM does not compress (docs/vllm.md), it answers from a gist and refuses one that does not exist:
-without the connector it would answer all the same.
+Only a server with the right weights, gistkit's connector and the same store can compress an
+instruction that is new, so that its gist is in the store. Where vLLM does not compress
+(docs/vllm.md), it must answer from a gist and refuse one that does not exist: without the connector
+it would answer from both.
 """
 
 import asyncio
@@ -19,8 +19,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Self
-
-import httpx2
 
 from gistkit.errors import OptionError, PromptError, SaveError, UnavailableError
 from gistkit.gist import Gist
@@ -65,7 +63,6 @@ class Identity:
 
     @classmethod
     def of(cls, model: GistModel) -> Self:
-        """A model's; a `TokenizerModel` will do."""
         facts = {
             "tokenizer": tokenizer_fingerprint(model.tokenizer),
             "chat_template": model.tokenizer.chat_template,
@@ -88,25 +85,31 @@ class Identity:
 
     @property
     def name(self) -> str:
-        """The name to serve under, and to ask by."""
+        """The name to serve under, and to use in requests."""
         return f"gistkit-{self.weights}-{self.language}"
 
 
 async def discover(urls: Sequence[str], key: str | None, *, patience: float = PATIENCE) -> Identity:
-    """The model that servers run, asked before anything is known about them.
-
-    Servers that do not answer are left out, as long as one does.
+    """The model that servers run. Those that do not answer are left out, as long as one does.
 
     Raises:
         UnavailableError: none answers in time, or none says what it runs.
         OptionError: they run different models.
     """
     client = http_client(key)
+
+    async def identity(url: str) -> Identity | Exception:
+        try:
+            info = await Endpoint(url, client).info()
+        except (EndpointError, TimeoutError) as error:
+            return error
+        return Identity.among(info.names) or EndpointError(NAMELESS)
+
     waiting_since = asyncio.get_running_loop().time()
     logged = False
     try:
         while True:
-            answers = [await _identity(url, client) for url in urls]
+            answers = [await identity(url) for url in urls]
             found = {answer for answer in answers if isinstance(answer, Identity)}
             reasons = "; ".join(
                 f"{url}: {str(answer) or 'no answer in time'}"
@@ -129,22 +132,14 @@ async def discover(urls: Sequence[str], key: str | None, *, patience: float = PA
     return found.pop()
 
 
-async def _identity(url: str, client: httpx2.AsyncClient) -> Identity | Exception:
-    try:
-        info = await Endpoint(url, client).info()
-    except (EndpointError, TimeoutError) as error:
-        return error
-    return Identity.among(info.names) or EndpointError(NAMELESS)
-
-
-def check_identity(names: Sequence[str], ours: Identity) -> None:
-    """Raise WrongServerError unless a server of these names runs our model."""
-    theirs = Identity.among(names)
-    if theirs is None:
+def check_identity(names: Sequence[str], expected: Identity) -> None:
+    """Raise WrongServerError unless a server with these model names runs the expected model."""
+    found = Identity.among(names)
+    if found is None:
         raise WrongServerError(NAMELESS)
-    if theirs.weights != ours.weights:
+    if found.weights != expected.weights:
         raise WrongServerError("it runs other weights, or the same in another `precision`")
-    if theirs.language != ours.language:
+    if found.language != expected.language:
         raise WrongServerError(
             "it runs another model than the one given here: tokenizer, template, gist tokens, ends "
             "of answers or shapes differ; give the model that it was started with"
@@ -152,11 +147,7 @@ def check_identity(names: Sequence[str], ours: Identity) -> None:
 
 
 async def prove_compressing(endpoint: Endpoint, jobs: JobFactory, store: GistStore) -> Gist:
-    """Have a server compress a new instruction; the gist is removed from the store again.
-
-    Raises:
-        EndpointError: it did not.
-    """
+    """Have a server compress a new instruction, then delete its gist (raises EndpointError)."""
     instruction = f"Are you there? {secrets.token_hex(8)}"
     key = GistKey.of(jobs.model, instruction)
     try:
@@ -167,7 +158,7 @@ async def prove_compressing(endpoint: Endpoint, jobs: JobFactory, store: GistSto
             await asyncio.to_thread(store.remove, key.id)
     if gist is None:
         raise WrongServerError(
-            f"it stored no gist in {store.place}: it has another store, lacks our connector, or "
+            f"it stored no gist in {store.place}: it has another store, lacks the connector, or "
             "cannot compress this model (`compressor=transformers` may); see its log"
         )
     return gist
@@ -183,7 +174,7 @@ async def prove_reading(endpoint: Endpoint, jobs: JobFactory, prepared: Prepared
     except (EndpointError, PromptError):
         await _run(endpoint, *jobs.answers(prepared, whole=True))
         return
-    raise WrongServerError("it answered from a gist that does not exist: it lacks our connector")
+    raise WrongServerError("it answered from a gist that does not exist: it lacks the connector")
 
 
 async def _run(endpoint: Endpoint, *jobs: Job) -> None:

@@ -1,4 +1,4 @@
-"""What vLLM servers are asked: token ids, placeholders and parameters of the connector.
+"""Requests to vLLM servers: token ids, placeholders and parameters of the connector.
 
     [<GIST>]*k [input]            {"gist": ID}          an answer from a gist
     [instruction] [<GIST>]*k      {"compress": KEY}     a new gist in the store
@@ -6,7 +6,7 @@
 
     Job.body ──> server ── TokenChunk ──> Job.push ── StreamChunk ──> Job.chunks
 
-Knows nothing about which server is asked.
+Knows nothing about which server gets a job.
 """
 
 import asyncio
@@ -30,17 +30,15 @@ STREAM_INTERVAL = 16
 class Job(Request):
     """One answer on its way through vLLM.
 
-    Greedy answers to one prompt are all the same: one job gives `copies` of them.
+    Greedy answers to one prompt are equal: one job gives `copies` of them.
 
     Attributes:
         body: of the HTTP request.
         begin: makes an empty answer.
         index, copies: it gives the answers `index` to `index + copies - 1`.
-        content: gist or instruction that its server would better have in memory; "": neither.
+        content: its gist or instruction, which its server should have in memory; "": neither.
         whole: the client gets the answer when it is complete, so until then it can be retried.
         seen: the client got a part, so it cannot be retried.
-        task: what works on it.
-        endpoint: the server that it is on.
     """
 
     body: Mapping[str, Any]
@@ -88,12 +86,7 @@ class Job(Request):
 
 
 class JobFactory:
-    """Makes the jobs of one model.
-
-    Args:
-        model: a `TokenizerModel` will do.
-        name: under which servers have these weights.
-    """
+    """Makes the jobs of one model, which servers have under `name`."""
 
     def __init__(self, model: GistModel, name: str) -> None:
         self.model, self._name = model, name
@@ -126,7 +119,7 @@ class JobFactory:
         ]
 
     def compression(self, key: GistKey, instruction: str) -> Job:
-        """Have a gist made and put into the store."""
+        """The job that makes a gist and puts it into the store."""
         ids = [*key.tokens, *[self.model.gist_id] * key.num_tokens]
         sampling = Sampling(1)
         prepared = Prepared(

@@ -4,7 +4,7 @@
         server.wait()                      # until it answers
         server.url, server.key
 
-It has a process group of its own: Ctrl-C is for the gateway, which drains first.
+It has its own process group: Ctrl-C goes to the gateway alone, which drains first.
 """
 
 import logging
@@ -78,11 +78,7 @@ class VllmProcess:
             self._thread.join(STOP_TIMEOUT)
 
     def wait(self) -> None:
-        """Wait until it answers; from then on it is restarted when it ends.
-
-        Raises:
-            UnavailableError: it ended before, with the reason.
-        """
+        """Wait until it answers, and from then on restart it (raises UnavailableError)."""
         assert self._process is not None
         started = reported = time.monotonic()
         while not self._answers():

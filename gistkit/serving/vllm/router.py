@@ -3,9 +3,9 @@
     submit ──> queue ── a server has room ──> its answer is read ──> Job.chunks
     check each server ──> it is up or down ──> jobs start, or move to another server
 
-A server has in memory what it was asked for lately; one with much less to do is preferred all the
-same, and then has it, too. What fails before the client has seen a part of it is retried, once, on
-another server.
+A server has the gists of its last requests in memory; a server with much less to do is preferred
+nevertheless, and then has them, too. Answers that fail before the client has seen a part of them
+are retried, once, on another server.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from contextlib import aclosing, suppress
 from functools import partial
 
 from gistkit.errors import GistkitError, PromptError, UnavailableError
-from gistkit.serving.scheduler import FairQueue, Throughput
+from gistkit.serving.scheduler import FairQueue
 from gistkit.serving.vllm.client import BrokenError, Endpoint, EndpointError, WrongServerError
 from gistkit.serving.vllm.jobs import Job
 from gistkit.single_flight import STOPPED
@@ -23,12 +23,12 @@ from gistkit.single_flight import STOPPED
 log = logging.getLogger(__name__)
 
 SLACK = 8
-"""Answers more than on the least loaded server, for the sake of a gist in memory."""
+"""How many more answers than the least loaded a server may have, if it has the gist in memory."""
 
 GRACE = 5.0  # seconds to wait for another server, where none is up
 EVERY = 2.0  # seconds between two checks of a server that is up
 SOON, LATE = 0.5, 4.0  # seconds between two of one that is not: longer each time
-HANDSHAKE = 60.0  # seconds that a server may take to show what it is
+HANDSHAKE = 60.0  # seconds
 SILENT = 3  # health checks without an answer, after which it is down
 
 NONE_UP = "no vLLM server is up; try again later"
@@ -39,11 +39,12 @@ class Router:
     """Jobs and servers, on one event loop.
 
     Args:
-        handshake: has a server show what it is (raises EndpointError).
+        handshake: has a server prove what it is (raises EndpointError).
         max_rows: answers at once on one server.
         max_waiting: jobs in the queue.
 
     Attributes:
+        queue: jobs that no server has yet.
         retried: jobs that were retried.
         tokens: received since the start.
     """
@@ -59,9 +60,8 @@ class Router:
         self.endpoints = endpoints
         self.retried = self.tokens = 0
         self._handshake = handshake
-        self._max_rows, self._max_waiting = max_rows, max_waiting
-        self._queue = FairQueue[Job]()
-        self._throughput = Throughput()
+        self._max_rows = max_rows
+        self.queue = FairQueue[Job](max_waiting)
         self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: list[asyncio.Task[None]] = []
         self._changed = asyncio.Condition()
@@ -69,17 +69,10 @@ class Router:
 
     @property
     def running(self) -> int:
-        """Answers that servers are giving."""
         return sum(endpoint.running for endpoint in self.endpoints)
 
     @property
-    def waiting(self) -> int:
-        """Jobs in the queue."""
-        return self._queue.size
-
-    @property
     def up(self) -> int:
-        """Servers that get requests."""
         return sum(endpoint.up for endpoint in self.endpoints)
 
     @property
@@ -94,7 +87,7 @@ class Router:
     async def stop(self) -> None:
         """End everything that runs and waits with an UnavailableError."""
         self._stopped = True
-        for job in self._queue.clear():
+        for job in self.queue.clear():
             job.chunks.put_nowait(UnavailableError(STOPPED))
         tasks = [*self._watchers, *self._tasks]
         for task in tasks:
@@ -124,7 +117,6 @@ class Router:
         return ""
 
     async def _watch(self, endpoint: Endpoint) -> None:
-        """Check one server again and again."""
         pause = SOON
         while True:
             with suppress(TimeoutError):
@@ -146,7 +138,7 @@ class Router:
             for reader in list(endpoint.readers):
                 reader.cancel()
             if self._all_down:
-                for job in self._queue.clear():
+                for job in self.queue.clear():
                     job.chunks.put_nowait(UnavailableError(NONE_UP))
         elif endpoint.up and not was_up:
             log.info("a server is up", extra={"facts": facts})
@@ -157,39 +149,27 @@ class Router:
     # ---- jobs
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Put jobs into the queue.
-
-        Raises:
-            BusyError: the queue is full.
-            UnavailableError: no server is up, or this one is stopping.
-        """
+        """Put jobs into the queue (raises BusyError, UnavailableError)."""
         if self._stopped:
             raise UnavailableError(STOPPED)
         if self._all_down:
             raise UnavailableError(NONE_UP)
-        if self._queue.size + len(jobs) > self._max_waiting:
-            raise self._throughput.busy(self.waiting)
-        for job in jobs:
-            self._queue.push(job)
+        self.queue.push(*jobs)
         self._dispatch()
 
     def cancel(self, job: Job) -> None:
         """Take a job out of the queue, or off its server."""
         job.cancelled = True
-        if not self._queue.remove(job) and job.task is not None:
+        if not self.queue.remove(job) and job.task is not None:
             job.task.cancel()
-
-    def seconds_until_room(self) -> float:
-        """How long the queue takes, going by the last answers."""
-        return self._throughput.seconds_until_room(self.waiting)
 
     def _dispatch(self) -> None:
         """Start jobs, as long as a server has room."""
-        for job in self._queue.in_turn():
+        for job in self.queue.in_turn():
             endpoint = self._choose(job)
             if endpoint is None:
                 return
-            self._queue.take([job])
+            self.queue.take([job])
             self._assign(job, endpoint)
             job.task = asyncio.create_task(self._run(job, endpoint))
             self._tasks.add(job.task)
@@ -229,10 +209,10 @@ class Router:
             self._dispatch()
 
     async def _run(self, job: Job, endpoint: Endpoint) -> None:
-        """Take a job to its end; what goes wrong goes to the client."""
+        """Complete a job; its client gets the errors."""
         try:
             await self._answer(job, endpoint)
-            self._throughput.record()
+            self.queue.record_finished()
         except asyncio.CancelledError:
             if self._stopped and not job.cancelled:
                 job.chunks.put_nowait(UnavailableError(STOPPED))

@@ -9,7 +9,7 @@ Servers are checked before the engine is used.
 import asyncio
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Literal
@@ -46,10 +46,7 @@ def server_command(
 ) -> str:
     """The shell command that starts a vLLM server for `open_engine(endpoint=...)`.
 
-    Args:
-        model, name, precision, vllm_args, store_bytes, cache_dir: as `open_engine`.
-        store: folder or URL.
-        host, port: where the server is to listen.
+    Args: as `open_engine`; `store` is a folder or URL, the server listens on `host` and `port`.
 
     Raises:
         OptionError, ModelError: it cannot be served like this.
@@ -57,19 +54,10 @@ def server_command(
     if port == 0:
         raise OptionError("`port=0` is for a server that is started; give the port to listen on")
     more = _split(vllm_args)
-    check_options(more)
     path = check_servable(model, cache_dir=cache_dir)
     loaded = GistModel.from_pretrained(model, dtype=precision, cache_dir=cache_dir)
-    options = server_options(
-        path,
-        connector_config(loaded, _absolute(store), max_bytes=store_bytes),
-        names=(name, Identity.of(loaded).name),
-        precision=precision,
-        host=host,
-        port=port,
-        more=more,
-    )
-    return shlex.join(["python", "-m", MODULE, *options])
+    options = _options(loaded, path, store, name, precision, store_bytes, more)
+    return shlex.join(["python", "-m", MODULE, *options(host, port)])
 
 
 @contextmanager
@@ -90,9 +78,7 @@ def open_engine(
     """An engine on vLLM servers that were checked, for a `with` block.
 
     Args:
-        model: folder or hub id.
-        store: the servers' store.
-        name: the model's id as clients know it.
+        name: the model's id for clients.
         endpoint: URLs of the servers; none: one is started, and ends with the block.
         compressor: what compresses: vLLM, or this process, on `device`; see `VllmEngine`.
         precision: fp32 | bf16 | fp16, of weights and gists.
@@ -127,7 +113,6 @@ def open_engine(
         yield checked(urls, key)
         return
     more = [*QUIET, *_split(vllm_args)]
-    check_options(more)
     if any(word.startswith("--ssl") for word in more):
         raise OptionError("leave --ssl-... out of `vllm_args`: only this process uses that server")
     if find_spec("vllm") is None:
@@ -136,19 +121,32 @@ def open_engine(
     loaded = GistModel.from_pretrained(
         model, dtype=precision, device=device if here else "cpu", cache_dir=cache_dir
     )
-    config = connector_config(loaded, _absolute(store.place), max_bytes=store_bytes)
-    names = (name, Identity.of(loaded).name)
+    options = _options(loaded, path, store.place, name, precision, store_bytes, more)
     if not here:  # from here on vLLM has the weights
         loaded = tokenizer_model(model, loaded.fingerprint, cache_dir=cache_dir)
-
-    def options(host: str, port: int) -> list[str]:
-        return server_options(
-            path, config, names=names, precision=precision, host=host, port=port, more=more
-        )
-
     with VllmProcess(options) as server:
         server.wait()
         yield checked([server.url], server.key)
+
+
+def _options(
+    model: GistModel,
+    path: str,
+    store: str,
+    name: str,
+    precision: str,
+    store_bytes: int | None,
+    more: Sequence[str],
+) -> Callable[[str, int], list[str]]:
+    """A server's options for a host and a port."""
+    if not store:  # the system takes it for the working folder
+        raise OptionError("`store` is empty; give a folder or a URL")
+    location = store if "://" in store else os.path.realpath(store)
+    config = connector_config(model, location, max_bytes=store_bytes)
+    names = (name, Identity.of(model).name)
+    return lambda host, port: server_options(
+        path, config, names=names, precision=precision, host=host, port=port, more=more
+    )
 
 
 def _key() -> str | None:
@@ -158,14 +156,10 @@ def _key() -> str | None:
     return key
 
 
-def _absolute(store: str) -> str:
-    if not store:  # the system takes it for the working folder
-        raise OptionError("`store` is empty; give a folder or a URL")
-    return store if "://" in store else os.path.realpath(store)
-
-
 def _split(vllm_args: str) -> list[str]:
     try:
-        return shlex.split(vllm_args)
+        options = shlex.split(vllm_args)
     except ValueError as error:
         raise OptionError(f"`vllm_args` cannot be read: {error}") from error
+    check_options(options)
+    return options

@@ -14,12 +14,7 @@ from gistkit.prompts import GIST_TOKEN
 
 
 class TokenizerModel(GistModel):
-    """Encodes and decodes text, and checks numbers; its weights are elsewhere.
-
-    Args:
-        hf_model: on the meta device.
-        fingerprint: of the weights that it stands for.
-    """
+    """Encodes and decodes text; `hf_model` is on the meta device, the weights are elsewhere."""
 
     def __init__(
         self,
@@ -33,7 +28,6 @@ class TokenizerModel(GistModel):
 
     @property
     def fingerprint(self) -> str:
-        """See the class."""
         return self._given_fingerprint
 
 
@@ -66,12 +60,7 @@ def tokenizer_model(
 
 
 def check_servable(path_or_hub_id: str, *, cache_dir: str | None = None) -> str:
-    """The path for vLLM to load.
-
-    Raises:
-        ModelNotFoundError: nothing there, or it cannot be read.
-        UnsupportedModelError: vLLM cannot serve its gists.
-    """
+    """The path for vLLM to load (raises ModelNotFoundError, UnsupportedModelError)."""
     path = loading.resolve(path_or_hub_id)
     if loading.adapter_base(path, cache_dir=cache_dir) is not None:
         raise UnsupportedModelError(

@@ -85,7 +85,6 @@ class EncodedRows(torch.utils.data.Dataset[EncodedExample]):
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row without its gist span, for batching by length."""
         return [len(r.instruction) + len(r.input) + len(r.completion) for r in self.rows]
 
 

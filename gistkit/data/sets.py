@@ -102,7 +102,6 @@ class DataConfig:
                 raise OptionError(f"data.{name} must be at least 1, not {value}")
 
     def files(self) -> dict[str, str]:
-        """The files given by name, by split."""
         train = {} if self.train_file is None else {"train": self.train_file}
         if self.validation_file is None:
             return train

@@ -103,7 +103,6 @@ def tokenize_rows(
 
 
 def digest(examples: Sequence[Example], encoder: PromptEncoder) -> str:
-    """A name for these texts, encoded this way."""
     found = hashlib.sha256(f"{FORMAT} {encoder.template!r}".encode())
     found.update(encoder.tokenizer.backend_tokenizer.to_str().encode())
     for row in examples:

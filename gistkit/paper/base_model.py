@@ -91,7 +91,6 @@ class Base:
         return frequencies
 
     def misfit(self, how: str) -> OptionError:
-        """The error for a model that is not the base."""
         return OptionError(
             f"{self.files.folder} is not the base of {self.other.folder}: {how}; give the model "
             "that it was tuned from"

@@ -28,10 +28,7 @@ def benchmark_run(config: TrainingConfig, training: Mapping[str, Any]) -> dict[s
     """Write the published benchmark file of the human split; returns reductions in percent.
 
     Args:
-        config: the run.
-        training: its `training` section, with the published keys.
-
-    Raises: as `benchmark_examples`; OptionError for neg_control, which keeps nothing of a prompt.
+        training: the `training` section, with the published keys.
     """
     values = parse_benchmarking(training)
     assert values is not None
@@ -73,23 +70,17 @@ def benchmark_examples(
     profiler: str = "pytorch",
     sanity_checks: bool = False,
 ) -> dict[str, float]:
-    """Write the published file.
+    """Write the published file; returns reductions of mean costs in percent.
 
     Args:
-        k: gist tokens.
         instructions: cache whole instructions instead of gists.
         profiler: "pytorch" or "deepspeed".
         sanity_checks: first check the examples with the gist cache and without.
-
-    Returns:
-        Reductions of mean costs in percent: `benchmark_flops_reduction`, ...
 
     Raises:
         OptionError: this model cannot cache instructions.
         MissingExtraError: deepspeed is not installed.
         ModelError: a sanity check fails.
-        PromptError: an example cannot be used.
-        SaveError: the file cannot be written.
     """
     if sanity_checks:
         check_examples(model, examples, k=k)

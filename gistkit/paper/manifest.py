@@ -46,7 +46,6 @@ class Record:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """Precision of the tuned tensor."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
@@ -96,7 +95,6 @@ class Digest:
         self._sha = hashlib.sha256()
 
     def add(self, rows: Tensor) -> None:
-        """Add rows of any float type up to 32 bits."""
         self._sha.update(rows.float().contiguous().view(torch.uint8).numpy().data)
 
     def __str__(self) -> str:
@@ -104,7 +102,6 @@ class Digest:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a whole file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

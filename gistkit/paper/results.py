@@ -53,7 +53,6 @@ class Table:
 
     @property
     def columns(self) -> list[str]:
-        """Every column that some row has, in the order met."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
     def markdown(self) -> str:
@@ -62,7 +61,6 @@ class Table:
         return f"## {self.title}\n\n{table(self.columns, rows)}\n"
 
     def csv(self) -> str:
-        """A header and the rows; nothing where there is no value."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
@@ -104,18 +102,12 @@ def build_tables(
 
 
 def to_json(tables: Sequence[Table], *, seed: int) -> dict[str, Any]:
-    """The tables' rows by their names, as JSON values."""
     head = {"schema_version": SCHEMA_VERSION, "seed": seed}
     return head | {one.name: list(one.rows) for one in tables}
 
 
 def write_tables(tables: Sequence[Table], folder: Path, *, seed: int) -> None:
-    """Write results.md, results.json, a CSV for each table, and rouge.png.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        SaveError: a file cannot be written.
-    """
+    """Write results.md, results.json, a CSV for each table, and rouge.png."""
     write_text(folder / "results.md", "\n".join(one.markdown() for one in tables))
     content = to_json(tables, seed=seed)
     write_text(folder / "results.json", json.dumps(content, ensure_ascii=False) + "\n")
@@ -129,9 +121,6 @@ def rouge_table(folders: Sequence[Path], *, seed: int = 0) -> Table:
     """ROUGE of every file of outputs; `published` and the difference where `rouge.csv` has it.
 
     Rows of `rouge.csv` without their outputs keep the published value alone.
-
-    Raises:
-        DataError: a file is damaged.
     """
     rows: list[dict[str, Cell]] = []
     for folder in folders:
@@ -168,11 +157,7 @@ def rouge_table(folders: Sequence[Path], *, seed: int = 0) -> Table:
 
 
 def judge_table(folders: Sequence[Path]) -> Table:
-    """Verdicts of every judge file: counts, win rate, exact interval of the wins among decided.
-
-    Raises:
-        DataError: a file is damaged.
-    """
+    """Verdicts of every judge file: counts, win rate, exact interval of the wins among decided."""
     rows: list[dict[str, Cell]] = []
     for folder in folders:
         for path in sorted((folder / "chatgpt").glob("*.json*"), key=_counted):
@@ -203,11 +188,7 @@ def judge_table(folders: Sequence[Path]) -> Table:
 
 
 def efficiency_table(folders: Sequence[Path], *, seed: int = 0) -> Table:
-    """Reductions against no cache of every benchmark file, in percent of the means.
-
-    Raises:
-        DataError: a file is damaged.
-    """
+    """Reductions against no cache of every benchmark file, in percent of the means."""
     rows: list[dict[str, Cell]] = []
     for folder in folders:
         tables = [read_table(path) for path in sorted((folder / "benchmarking").glob("*.csv"))]
@@ -237,10 +218,6 @@ def plot(rouge: Table, path: Path) -> None:
     """ROUGE-L with its intervals as PNG: a panel for each split, a bar for each model.
 
     Published values without their answers are left out.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        SaveError: the file cannot be written.
     """
     rows: list[Mapping[str, Any]] = [row for row in rouge.rows if row.get("RL") is not None]
     splits = list(dict.fromkeys(str(row["split"]) for row in rows))

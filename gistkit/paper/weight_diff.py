@@ -40,7 +40,6 @@ from gistkit.paper.weight_files import (
     WeightFiles,
     check_room,
     in_shards,
-    num_bytes,
     tensor_file,
     whole_folder,
     write_index,
@@ -90,17 +89,17 @@ def make_diff(
     after = WeightFiles(tuned)
     before = Base(raw, after)
     shapes = {name: (entry.shape, torch.float32) for name, entry in after.items()}
-    size = num_bytes(shapes)
     shards = in_shards(shapes, limit=shard_bytes)
+    size = shards.metadata["total_size"]
     records: dict[str, Record] = {}
     with whole_folder(out, size) as folder:
         with tensor_file(folder / CORRECTIONS, after) as notes:
-            for file, names in shards.items():
+            for file, names in shards.filename_to_tensors.items():
                 with tensor_file(folder / file, names) as weights:
                     for name in names:
                         progress("making the diff", len(records), len(after))
                         records[name] = _subtract(name, before, after, weights, notes)
-        write_index(folder, shards, size)
+        write_index(folder, shards)
         manifest = Manifest(records, base=raw.name, others=_copy(tuned, folder))
         manifest.save(folder)
         progress("making the diff", len(records), len(after))
@@ -141,15 +140,15 @@ def recover(
         check_others(diff, manifest)
         dtypes = {key: record.torch_dtype for key, record in manifest.tensors.items()}
     shapes = {key: (entry.shape, wanted or dtypes[key]) for key, entry in changes.items()}
-    size = num_bytes(shapes)
+    shards = in_shards(shapes, limit=shard_bytes)
+    size = shards.metadata["total_size"]
     check_room(out, size)
     if manifest is not None:
         check_base(before, manifest, progress)
-    shards = in_shards(shapes, limit=shard_bytes)
     release = released_as(name or str(diff), changes)
     done, total = 0, before.rotary_sum() if release else 0.0
     with whole_folder(out, size) as folder:
-        for file, names in shards.items():
+        for file, names in shards.filename_to_tensors.items():
             with tensor_file(folder / file, names) as weights:
                 for key in names:
                     progress("recovering", done, len(changes))
@@ -162,11 +161,13 @@ def recover(
                             "fetch it again"
                         )
                     done, total = done + 1, total + part
-        write_index(folder, shards, size)
+        write_index(folder, shards)
         if naive_check and release is not None:
             check_sum(release, total, name or str(diff))
         _copy(diff, folder)
-        _describe(folder, name or str(diff))
+        config = released_config(name or str(diff))
+        if config is not None and not (folder / GIST_CONFIG).exists():
+            config.save(folder)
         progress("recovering", done, len(changes))
 
 
@@ -262,12 +263,6 @@ def _copy(source: Path, folder: Path) -> dict[str, str]:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     return {name: file_digest(folder / name) for name in BESIDE if (folder / name).is_file()}
-
-
-def _describe(folder: Path, name: str) -> None:
-    config = released_config(name)
-    if config is not None and not (folder / GIST_CONFIG).exists():
-        config.save(folder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -95,25 +96,20 @@ class WeightFiles(Mapping[str, Entry]):
         """Rows [start, stop) as they are stored, not to be changed (raises ModelNotFoundError)."""
         entry = self[name]
         try:
-            return self._rows(entry, name, start, stop)
+            if self._opened is None or self._opened[0] != name or self._reads >= READS:
+                self._opened = None  # gives back the pages read before
+                self._opened = (name, _open(entry.file))
+                self._reads = 0
+            self._reads += 1
+            source = self._opened[1]
+            pickled = isinstance(source, dict)
+            if not entry.shape:
+                scalar: Tensor = source[name] if pickled else source.get_tensor(name)
+                return scalar.reshape(1)
+            rows: Tensor = (source[name] if pickled else source.get_slice(name))[start:stop]
+            return rows.contiguous()
         except UNREADABLE as error:
             raise damaged(entry.file, error) from error
-
-    def _rows(self, entry: Entry, name: str, start: int, stop: int) -> Tensor:
-        if self._opened is None or self._opened[0] != name or self._reads >= READS:
-            self._opened = None  # gives back the pages read before
-            self._opened = (name, _open(entry.file))
-            self._reads = 0
-        self._reads += 1
-        source = self._opened[1]
-        if isinstance(source, dict):
-            tensor: Tensor = source[name]
-            return tensor[start:stop].contiguous() if entry.shape else tensor.reshape(1)
-        if not entry.shape:
-            scalar: Tensor = source.get_tensor(name)
-            return scalar.reshape(1)
-        rows: Tensor = source.get_slice(name)[start:stop]
-        return rows
 
 
 def _listed(folder: Path) -> dict[Path, set[str] | None]:
@@ -246,35 +242,24 @@ def tensor_file(path: Path, names: Iterable[str]) -> Iterator[TensorFile]:
 Shape = tuple[tuple[int, ...], torch.dtype]
 
 
-def num_bytes(tensors: Mapping[str, Shape]) -> int:
-    return sum(prod(shape) * dtype.itemsize for shape, dtype in tensors.values())
-
-
-def in_shards(tensors: Mapping[str, Shape], *, limit: int) -> dict[str, list[str]]:
-    """Which tensors go into which file, by names as transformers gives them.
+def in_shards(tensors: Mapping[str, Shape], *, limit: int) -> StateDictSplit:
+    """Which tensors go into which file, with names as transformers gives them.
 
     Wide numbers come first: the format leaves no gaps, and they must be aligned.
     """
-    groups: list[list[str]] = [[]]
-    size = 0
-    for name in sorted(tensors, key=lambda name: -tensors[name][1].itemsize):
-        more = num_bytes({name: tensors[name]})
-        if groups[-1] and size + more > limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += more
-    if len(groups) == 1:
-        return {SINGLE: groups[0]}
-    count = len(groups)
-    return {f"model-{i:05}-of-{count:05}.safetensors": names for i, names in enumerate(groups, 1)}
+    ordered = sorted(tensors.items(), key=lambda item: -item[1][1].itemsize)
+    return split_state_dict_into_shards_factory(
+        dict(ordered),
+        get_storage_size=lambda shape: prod(shape[0]) * shape[1].itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=limit,
+    )
 
 
-def write_index(folder: Path, shards: Mapping[str, list[str]], size: int) -> None:
-    """Write the index that names the shard of every tensor, where there are several shards."""
-    if len(shards) > 1:
-        where = {name: file for file, names in shards.items() for name in names}
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
+def write_index(folder: Path, shards: StateDictSplit) -> None:
+    if shards.is_sharded:
+        weight_map = dict(sorted(shards.tensor_to_filename.items()))
+        index = {"metadata": shards.metadata, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

@@ -191,7 +191,6 @@ class Log(TrainerCallback):
 
 
 def show_learned(console: Console, histories: Mapping[str, History], chance: float) -> None:
-    """The final table: what each condition learned."""
     table = Table(title=f"Exact match on held-out instructions, {FAMILY} tasks, k = 1")
     for column in ("condition", "what it sees", "loss", "exact match"):
         table.add_column(column)

@@ -79,7 +79,6 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def last_whole(folder: Path) -> Path | None:
-    """The latest whole checkpoint."""
     return next((path for path in checkpoints(folder) if read_seal(path) is not None), None)
 
 
@@ -109,7 +108,6 @@ def rotate(folder: Path, keep: int | None, best: str | None) -> None:
 
 
 def check_apart(folder: Path, model: str) -> None:
-    """Raise OptionError if a run into `folder` would overwrite the model it starts from."""
     start = Path(model).resolve()
     if folder.resolve() in (start, start.parent if start.name.startswith(PREFIX) else start):
         raise OptionError(
@@ -124,10 +122,8 @@ def resume_point(
     """The checkpoint to resume from: the one `given`, or the last of `folder`; None to start over.
 
     Args:
-        folder: the output folder.
         config: the settings now, as `run.json` has them.
         given: `training.resume_from_checkpoint`.
-        overwrite: ignore what is in `folder`.
 
     Raises:
         OptionError: the checkpoints were made with other settings, or have no optimizer; the one
@@ -152,11 +148,7 @@ def resume_point(
 
 
 def check_same_run(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse to resume in a folder whose checkpoints were made with other settings.
-
-    Raises:
-        OptionError: naming the first setting that differs; a model that no run made is there.
-    """
+    """Raise OptionError, naming the first setting that differs, if `folder` is another run's."""
     if not checkpoints(folder):
         has = [name for name in ("config.json", "adapter_config.json") if (folder / name).exists()]
         if has and not (folder / RUN_FILE).exists():

@@ -55,8 +55,6 @@ def blamed(key: str) -> Iterator[None]:
 
 
 class SafeTrainer(Trainer):
-    """Hugging Face's Trainer with the guarantees of this module."""
-
     def __init__(self, **kwargs: Any) -> None:
         with blamed("training"):
             super().__init__(**kwargs)
@@ -67,11 +65,7 @@ class SafeTrainer(Trainer):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As Hugging Face's; also restores the loss since the last log line.
-
-        Raises:
-            DataError: there are fewer rows than a batch.
-        """
+        """As Hugging Face's; also restores the loss since the last log line."""
         self._seal = {}
         if isinstance(resume_from_checkpoint, str):
             self._seal = checkpoints.read_seal(Path(resume_from_checkpoint)) or {}
@@ -84,17 +78,14 @@ class SafeTrainer(Trainer):
         return outcome
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """As Hugging Face's (raises OptionError for a value or a package it cannot use)."""
         with blamed("training.optim and its settings"):
             return super().create_optimizer(*args, **kwargs)
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """As Hugging Face's (raises OptionError for settings that do not fit the schedule)."""
         with blamed("training.lr_scheduler_type, training.lr_scheduler_kwargs"):
             return super().create_scheduler(*args, **kwargs)
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """As Hugging Face's (raises OptionError if the hub cannot be reached)."""
         try:
             super().init_hf_repo(*args, **kwargs)
         except Exception as error:  # of whatever network library it is
@@ -109,12 +100,7 @@ class SafeTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """One backward pass.
-
-        Raises:
-            TrainingError: the loss is not a finite number.
-            DataError: no batch of the step has anything to learn from.
-        """
+        """One backward pass; raises TrainingError if the loss is not finite."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not bool(torch.isfinite(loss)):
             if num_items_in_batch is not None and int(num_items_in_batch) == 0:
@@ -148,7 +134,6 @@ class SafeTrainer(Trainer):
         return f", in a batch of {len(inputs['conditions'])} rows that begins {text!r}"
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Hugging Face's (raises SaveError if there is no space)."""
         try:
             super().save_model(output_dir, _internal_call=_internal_call)
         except FAILURES as error:

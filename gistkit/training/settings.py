@@ -350,7 +350,6 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def settings() -> list[Setting]:
-    """Every key of `conf/config.yaml`, with what it means."""
     return [_setting(key, default) for key, default in defaults().items()]
 
 
@@ -387,7 +386,6 @@ def groups() -> dict[str, list[str]]:
 
 
 def help_text() -> str:
-    """What `gistkit train --help` prints."""
     parts = [HELP, "Groups, as +GROUP=NAME:"]
     for group, names in groups().items():
         parts.append(_fill(f"  {group:11}", ", ".join(names), 13))

@@ -33,7 +33,6 @@ class GistTrainer(SafeTrainer):
     """Trains a GistModel; checkpoints are gist models that `from_pretrained` loads.
 
     Args:
-        gist_model: what is trained.
         evaluate_splits: scores the model whenever the Trainer evaluates.
         objective: what is minimised; the published one by default.
         in_order: keep the order of the data (see `OrderedLengthSampler`).
@@ -158,11 +157,6 @@ class OrderedLengthSampler(Sampler[int]):
     A data set that grows harder is a curriculum only while its order is kept; padding is small only
     if a batch holds like lengths. So rows are sorted by length within windows of the data's order,
     and the batches of a window are shuffled.
-
-    Args:
-        lengths: tokens of each row.
-        batch_size: rows of a batch.
-        seed: of the shuffle inside windows.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -203,7 +197,6 @@ class GroupedLengthSampler(Sampler[int]):
         return len(self.lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:

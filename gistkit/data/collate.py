@@ -91,10 +91,7 @@ class EncodedRows(torch.utils.data.Dataset[EncodedExample]):
 class TrainingRows(torch.utils.data.Dataset[Example]):
     """Training rows as text, checked once and encoded batch by batch (`encode_and`).
 
-    So a run starts immediately, and memory holds text only.
-
-    Raises:
-        PromptError: an instruction is empty or a text holds `<GIST>`; the message names the row.
+    So a run starts immediately, and memory holds text only. Raises PromptError, naming the row.
     """
 
     def __init__(self, examples: Sequence[Example]) -> None:

@@ -63,9 +63,7 @@ def iter_examples(
 def write_examples(path: str | PathLike[str], examples: Iterable[Example]) -> Path:
     """Write examples in the format that the ending names; equal examples give equal bytes.
 
-    Raises:
-        DataError: an unknown ending.
-        SaveError: the file could not be written; what was there before is untouched.
+    Raises DataError for an unknown ending, and SaveError; what was there before is untouched.
     """
     path = Path(path)
     content = (to_json if _kind(path) == ".json" else to_jsonl)(examples)

@@ -18,10 +18,7 @@ from gistkit.prompts import Example
 def setting(default: Any, help: str, published: str = "") -> Any:
     """A dataclass field that documents itself: `gistkit train --help`, docs/configuration.md.
 
-    Args:
-        default: the field's default, or a function that makes it.
-        help: what the setting does.
-        published: how the published system differed, if it did.
+    `default` may be a function that makes it; `published` is how the published system differed.
     """
     metadata = {"help": help, "published": published}
     if callable(default):

@@ -27,11 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class TokenizedRows(torch.utils.data.Dataset[EncodedExample]):
-    """Rows of a memory-mapped table; `tokenize_rows` makes them.
-
-    Attributes:
-        dropped: rows that could not be encoded (empty outputs).
-    """
+    """Rows of a memory-mapped table, made by `tokenize_rows`; `dropped` had empty outputs."""
 
     def __init__(self, table: Any, dropped: int = 0) -> None:
         self.table = table
@@ -59,9 +55,6 @@ def tokenize_rows(
     examples: Sequence[Example], encoder: PromptEncoder, folder: Path, *, overwrite: bool = False
 ) -> TokenizedRows:
     """Tokenize `examples` into `folder`, or reuse what an earlier run made of the same examples.
-
-    Args:
-        overwrite: tokenize them in any case.
 
     Raises:
         PromptError: a row cannot be encoded; the message names it.

@@ -83,9 +83,7 @@ def sweep(
 ) -> Iterator[tuple[str, Verdicts | JudgeRun]]:
     """The name of each results file in `out`, with its verdicts or with what is still to be judged.
 
-    Raises:
-        DataError: as `comparisons`.
-        DataError, OptionError, SaveError: as `JudgeRun`.
+    Raises: as `comparisons` and `JudgeRun`.
     """
     for comparison in comparisons(folder, names=names, splits=splits):
         file = out / comparison.file

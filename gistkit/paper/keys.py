@@ -179,7 +179,7 @@ def _training(raw: Mapping[str, Any], deepspeed: Any) -> dict[str, Any]:
         if key in RENAMED:
             result[RENAMED[key]] = value
         elif key in RETIRED and value != QUIET.get(key):
-            _warn(f"training.{key}", RETIRED[key])
+            log.warning("training.%s has no effect: %s", key, RETIRED[key])
     if old.get("group_by_length"):
         result["train_sampling_strategy"] = "group_by_length"
     if old.get("adafactor"):
@@ -214,9 +214,5 @@ def _without_unused(
 ) -> dict[str, Any]:
     for key, (default, reason) in keys.items():
         if raw.get(key, default) not in (default, None):
-            _warn(f"{section}.{key}", reason)
+            log.warning("%s.%s has no effect: %s", section, key, reason)
     return {key: value for key, value in raw.items() if key not in keys}
-
-
-def _warn(key: str, reason: str) -> None:
-    log.warning("%s has no effect: %s", key, reason)

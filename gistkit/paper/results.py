@@ -40,10 +40,7 @@ Cell = str | int | float | None
 class Table:
     """Rows by column name.
 
-    Attributes:
-        name: a short name, of files and JSON keys.
-        title: one line above the table.
-        digits: of floats, by column, in Markdown (default: 2); CSV and JSON hold all of them.
+    `digits` are those of floats in Markdown, 2 by default; CSV and JSON hold all of them.
     """
 
     name: str

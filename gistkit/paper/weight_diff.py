@@ -138,7 +138,7 @@ def recover(
     if manifest is not None:
         check_names(changes, manifest.tensors)
         check_others(diff, manifest)
-        dtypes = {key: record.torch_dtype for key, record in manifest.tensors.items()}
+        dtypes = {key: getattr(torch, record.dtype) for key, record in manifest.tensors.items()}
     shapes = {key: (entry.shape, wanted or dtypes[key]) for key, entry in changes.items()}
     shards = in_shards(shapes, limit=shard_bytes)
     size = shards.metadata["total_size"]

@@ -135,10 +135,7 @@ def _replacing(setting: str) -> list[str]:
 def check(request: argparse.Namespace) -> None:
     """Compose and check every job beforehand: a sweep's last one would fail hours later.
 
-    Raises:
-        OptionError: a setting that cannot be parsed, an unknown key or group, a value out of range;
-            a launcher without -m, or one that this machine cannot serve.
-        MissingExtraError: a launcher that is not installed.
+    Raises: as `launch`; also for a launcher without -m, or one that this machine cannot serve.
     """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
@@ -147,7 +144,8 @@ def check(request: argparse.Namespace) -> None:
 
     if any(getattr(request, name) for name in OTHER_FILES):
         return  # not our files: Hydra reports what is wrong with them
-    section, showing = request.package, any(getattr(request, name) for name in SHOWING)
+    section = None if request.package == "_global_" else request.package
+    showing = any(getattr(request, name) for name in SHOWING)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             folders: set[str] = set()
@@ -163,7 +161,7 @@ def check(request: argparse.Namespace) -> None:
                 if not showing:
                     _check_launcher(str(config.hydra.launcher._target_), request.multirun)
                     _check_job(config)
-                elif section not in (None, "_global_") and OmegaConf.select(config, section) is None:
+                elif section and OmegaConf.select(config, section) is None:
                     raise OptionError(f"--package {section}: there is no such section")
     except GistkitError:
         raise

@@ -401,11 +401,7 @@ def _fill(first: str, text: str, indent: int) -> str:
 
 
 def page(others: Mapping[str, str]) -> str:
-    """docs/configuration.md.
-
-    Args:
-        others: default of each of Hugging Face's arguments, as it is to be shown.
-    """
+    """docs/configuration.md; `others` has the defaults of Hugging Face's arguments, as shown."""
     from gistkit.paper import keys
 
     rows = [PAGE.rstrip("\n")]

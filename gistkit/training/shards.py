@@ -64,9 +64,6 @@ def consolidate(checkpoint: Path, out: Path, *, dtype: str | None = None) -> Pat
         out: the folder to write; may be `checkpoint` itself.
         dtype: of the weights written; default: as they are stored (DeepSpeed: float32).
 
-    Returns:
-        `out`.
-
     Raises:
         ModelNotFoundError: there are no shards, they are damaged, or they belong to another model.
         OptionError: the checkpoint is not sharded; an unknown dtype.
@@ -143,11 +140,7 @@ def find_shards(folder: Path) -> Path | None:
 
 
 def read_shards(folder: Path) -> Weights:
-    """All weights, whole; those of DeepSpeed are its float32 master copy.
-
-    Raises:
-        ModelNotFoundError: a shard is missing or damaged, or contains what is not allowed.
-    """
+    """All weights, whole; those of DeepSpeed are its float32 master copy."""
     try:
         if (folder / DCP_INDEX).is_file():
             return _read_dcp(folder)

@@ -52,10 +52,7 @@ def generate(
     `family` is one name, several joined by `+` (drawn from evenly), or `mixed`, which is all.
 
     `difficulty` 1, 2 or 3 scales the facts of an instruction and the words of an input; None draws
-    it for each example. The `source` of an example is `family/difficulty`.
-
-    Raises:
-        DataError: there is no such family, split or difficulty.
+    it for each example. The `source` of an example is `family/difficulty`. Raises DataError.
     """
     families = _families(family)
     if split not in SPLITS:

@@ -11,7 +11,7 @@ Tensors pass through a few rows at a time. Knows nothing of gists but the row th
 
 import hashlib
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -308,20 +308,19 @@ def verify(
     check_names(files, manifest.tensors)
     Corrections(diff, manifest)
     check_others(diff, manifest)
-    _compare(files, {name: r.diff for name, r in manifest.tensors.items()}, "diff", progress)
+    _compare(files, manifest, "diff", progress)
     if base is not None:
         check_base(base, manifest, progress)
     if after is not None:
         check_names(after, manifest.tensors)
-        _compare(after, {n: r.tuned for n, r in manifest.tensors.items()}, "tuned", progress)
+        _compare(after, manifest, "tuned", progress)
     given = {"diff": True, "raw": raw is not None, "tuned": tuned is not None}
     return Verdict(tensors=len(files), checked=tuple(key for key, value in given.items() if value))
 
 
 def check_base(base: Base, manifest: Manifest, progress: Progress = silent) -> None:
     """Raise OptionError unless the diff was made from this base; names the first tensor."""
-    digests = _digests(base.read, base.other, manifest.tensors, "checking the base", progress)
-    for name, digest in digests:
+    for name, digest in _digests(base.read, base.other, "checking the base", progress):
         if digest != manifest.tensors[name].raw:
             raise base.misfit(f"{name} holds other numbers")
 
@@ -365,13 +364,10 @@ def released_as(name: str, files: WeightFiles) -> Released | None:
 
 
 def _compare(
-    files: WeightFiles,
-    digests: Mapping[str, str],
-    which: Literal["diff", "tuned"],
-    progress: Progress,
+    files: WeightFiles, manifest: Manifest, which: Literal["diff", "tuned"], progress: Progress
 ) -> None:
-    for name, digest in _digests(files.read, files, digests, f"checking the {which}", progress):
-        if digest != digests[name]:
+    for name, digest in _digests(files.read, files, f"checking the {which}", progress):
+        if digest != getattr(manifest.tensors[name], which):
             raise ModelNotFoundError(
                 f"{files.folder} is damaged, or another model: {name} in {files[name].file.name} "
                 f"holds other numbers than {MANIFEST} says; fetch it again"
@@ -379,20 +375,16 @@ def _compare(
 
 
 def _digests(
-    read: Callable[[str, int, int], Tensor],
-    files: WeightFiles,
-    names: Collection[str],
-    what: str,
-    progress: Progress,
+    read: Callable[[str, int, int], Tensor], files: WeightFiles, what: str, progress: Progress
 ) -> Iterator[tuple[str, str]]:
     """Name and digest of each tensor, read in the blocks of `files`."""
-    for done, name in enumerate(names):
-        progress(what, done, len(names))
+    for done, (name, entry) in enumerate(files.items()):
+        progress(what, done, len(files))
         digest = Digest()
-        for start, stop in files[name].blocks():
+        for start, stop in entry.blocks():
             digest.add(read(name, start, stop))
         yield name, str(digest)
-    progress(what, len(names), len(names))
+    progress(what, len(files), len(files))
 
 
 def _verify_sum(

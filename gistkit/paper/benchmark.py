@@ -34,7 +34,7 @@ def benchmark_run(config: TrainingConfig, training: Mapping[str, Any]) -> dict[s
     assert values is not None
     condition = next(iter(config.gist.condition))
     if condition == "neg_control":
-        raise OptionError("training.do_benchmarking: neg_control keeps nothing of a prompt")
+        raise OptionError("training.do_benchmarking: neg_control caches nothing of a prompt")
     if os.environ.get("RANK", "0") != "0":
         return {}
     _, splits = read_splits(config.data)
@@ -110,15 +110,15 @@ def check_examples(model: GistModel, examples: Sequence[Example], *, k: int) -> 
 def as_published(rows: list[Row]) -> list[Row]:
     """Rows of an example with cached instructions under their published name, which is "gist".
 
-    What was kept then stands in both rows of the example, as published.
+    What was cached is then in both rows of the example, as published.
     """
-    (kept,) = (row for row in rows if row["model"] != STANDARD)
+    (cached,) = (row for row in rows if row["model"] != STANDARD)
     columns = ("effective_num_gist_tokens", "gist_index")
     published = {STANDARD: STANDARD, INSTRUCTION: GIST, GIST: GIST}
     return [
         {
             **row,
-            **{name: kept[name] for name in columns},
+            **{name: cached[name] for name in columns},
             "model": published[row["model"]],
             "first_run": published[row["first_run"]],
         }

@@ -152,7 +152,7 @@ def translate(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_benchmarking(training: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Values of `BENCHMARK_KEYS`, or None if no benchmark is asked for (raises OptionError)."""
+    """Values of `BENCHMARK_KEYS`, or None if no benchmark is requested (raises OptionError)."""
     if not training.get("do_benchmarking"):
         return None
     values = {

@@ -3,7 +3,7 @@
 `weight_diff.json` holds SHA-256 digests over the numbers as little-endian float32, the same in
 whatever precision a copy of the base is stored, so that no other base and no damage passes.
 
-Corrections are the few numbers that adding the diff to its base does not bring back; they are kept
+Corrections are the few numbers that adding the diff to its base does not restore; they are stored
 beside the diff, which can be added without them as published. A float32 difference is exact where
 tuned and raw are within a factor of two of each other (Sterbenz's lemma); elsewhere two roundings
 follow each other, and some numbers end a unit in the last place away. Signed zeros, infinities and

@@ -5,7 +5,7 @@
     FOLDER/chatgpt/*.json[.gz]                               win rates
     FOLDER/benchmarking/*.csv                                efficiency
 
-A folder of our own has the same layout, so its rows come out in the same format.
+Other runs' folders have the same layout, so their rows come out in the same format.
 """
 
 import csv
@@ -91,7 +91,7 @@ def build_tables(
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; name the released results by `reference`")
     tables = [build[name]() for name in names or build]
-    if not any(one.rows for one in tables):
+    if not any(each.rows for each in tables):
         raise DataError(
             f"{folders[0]}: holds no results; expected model_outputs/, chatgpt/ or benchmarking/"
         )
@@ -100,18 +100,18 @@ def build_tables(
 
 def to_json(tables: Sequence[Table], *, seed: int) -> dict[str, Any]:
     head = {"schema_version": SCHEMA_VERSION, "seed": seed}
-    return head | {one.name: list(one.rows) for one in tables}
+    return head | {each.name: list(each.rows) for each in tables}
 
 
 def write_tables(tables: Sequence[Table], folder: Path, *, seed: int) -> None:
     """Write results.md, results.json, a CSV for each table, and rouge.png."""
-    write_text(folder / "results.md", "\n".join(one.markdown() for one in tables))
+    write_text(folder / "results.md", "\n".join(each.markdown() for each in tables))
     content = to_json(tables, seed=seed)
     write_text(folder / "results.json", json.dumps(content, ensure_ascii=False) + "\n")
-    for one in tables:
-        write_text(folder / f"{one.name}.csv", one.csv())
-        if one.name == "rouge":
-            plot(one, folder / "rouge.png")
+    for each in tables:
+        write_text(folder / f"{each.name}.csv", each.csv())
+        if each.name == "rouge":
+            plot(each, folder / "rouge.png")
 
 
 def rouge_table(folders: Sequence[Path], *, seed: int = 0) -> Table:
@@ -249,7 +249,8 @@ def _published(path: Path) -> dict[tuple[str, ...], float]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return {
-                tuple(r[name] for name in KEYS): float(r["value"]) for r in csv.DictReader(file)
+                tuple(row[name] for name in KEYS): float(row["value"])
+                for row in csv.DictReader(file)
             }
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataError(

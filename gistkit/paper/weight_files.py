@@ -148,7 +148,7 @@ def _entries(file: Path) -> dict[str, Entry]:
             if isinstance(source, dict):
                 tensor = source[name]
                 if not (isinstance(name, str) and isinstance(tensor, Tensor)):
-                    raise ValueError(f"it holds {name!r}, which is no tensor")
+                    raise ValueError(f"it contains {name!r}, which is not a tensor")
                 if tensor.device.type != "cpu" or tensor.layout != torch.strided:
                     raise ValueError(f"{name} has no numbers, or not all")  # meta, sparse
                 shape = tuple(tensor.shape)
@@ -184,7 +184,7 @@ def _open(file: Path) -> Any:
 def damaged(file: Path, error: object) -> ModelNotFoundError:
     reason = " ".join(str(error).split())[:200] or repr(error)
     if isinstance(error, pickle.UnpicklingError):  # torch's message says how to run it anyway
-        reason = "it is damaged, or holds more than tensors; nothing in it was run"
+        reason = "it is damaged, or contains more than tensors; nothing in it was run"
     return ModelNotFoundError(f"cannot read {file}: {reason}; fetch it again")
 
 
@@ -271,7 +271,7 @@ def check_room(out: Path, size: int) -> None:
     if (free := shutil.disk_usage(parent).free) < size + SPARE:
         raise SaveError(
             f"{out} needs {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; free space or "
-            "choose another place"
+            "choose another folder"
         )
 
 
@@ -286,7 +286,7 @@ def whole_folder(out: Path, size: int) -> Iterator[Path]:
         size: bytes to be written.
 
     Raises:
-        SaveError: `out` holds something already, the disk has no room, or writing failed.
+        SaveError: `out` is not empty, the disk has no room, or writing failed.
     """
     partial = out.parent / f".{out.name}.partial"
     try:
@@ -303,7 +303,7 @@ def whole_folder(out: Path, size: int) -> Iterator[Path]:
         raise
     except OSError as error:
         raise SaveError(
-            f"could not write {out}: {error.strerror or error}; free space or choose another place"
+            f"could not write {out}: {error.strerror or error}; free space or choose another folder"
         ) from error
 
 

@@ -73,7 +73,7 @@ class TrainingConfig(RunArguments):
         try:
             args = Seq2SeqTrainingArguments(**given, report_to="none")  # `reporting` does
         except (ValueError, TypeError, ImportError) as error:
-            raise OptionError(_in_our_keys(error)) from error
+            raise OptionError(_with_sections(error)) from error
         if args.fp16 and args.device.type == "cpu":  # accelerate would ignore it
             raise OptionError("training.fp16 needs a GPU; training.bf16 works on the CPU, too")
         if args.use_liger_kernel and find_spec("liger_kernel") is None:
@@ -96,7 +96,7 @@ def _check_deepspeed(given: Any) -> None:
         raise MissingExtraError("deepspeed", "deepspeed")
 
 
-def _in_our_keys(error: Exception) -> str:
+def _with_sections(error: Exception) -> str:
     text = str(error).splitlines()[0]
     if "use_cpu" in text:
         return "training.bf16 without a GPU needs training.use_cpu=true"

@@ -143,7 +143,7 @@ def check(request: argparse.Namespace) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     if any(getattr(request, name) for name in OTHER_FILES):
-        return  # not our files: Hydra reports what is wrong with them
+        return  # not gistkit's files: Hydra reports what is wrong with them
     section = None if request.package == "_global_" else request.package
     showing = any(getattr(request, name) for name in SHOWING)
     try:

@@ -70,7 +70,7 @@ def run(
     Raises:
         OptionError, DataError, ModelError: something in the config cannot be used.
         TrainingError: the loss is not a number, or memory ran out.
-        SaveError: a checkpoint could not be written; older ones are whole.
+        SaveError: a checkpoint could not be written; older ones are complete.
     """
     with explained():
         opened = open_run(config)
@@ -180,7 +180,7 @@ def build(
         evaluate,
         args=args,
         train_dataset=rows if args.do_train else None,
-        eval_dataset=[None] if opened.splits else None,  # the Trainer wants one; ours has `splits`
+        eval_dataset=[None] if opened.splits else None,  # the Trainer wants one
         data_collator=collate,
         objective=make_objective(config.objective),
         in_order=config.in_order,

@@ -157,10 +157,10 @@ class Distillation:
 
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         """KL(teacher || student) [M] of logits [M, V], times temperature squared."""
-        mine = functional.log_softmax(student.float() / self.temperature, -1)
-        given = functional.log_softmax(teacher.float() / self.temperature, -1)
-        each = functional.kl_div(mine, given, reduction="none", log_target=True).sum(-1)
-        return each * self.temperature**2
+        predicted = functional.log_softmax(student.float() / self.temperature, -1)
+        target = functional.log_softmax(teacher.float() / self.temperature, -1)
+        divergence = functional.kl_div(predicted, target, reduction="none", log_target=True).sum(-1)
+        return divergence * self.temperature**2
 
 
 @dataclass(frozen=True, slots=True)

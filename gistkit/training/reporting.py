@@ -2,7 +2,7 @@
 
 Trainer ── on_log ──> JsonLines           train_log.jsonl, always
                       Display             a bar on a terminal, lines elsewhere
-                      TensorBoard, WandB  Hugging Face's, if asked for
+                      TensorBoard, WandB  Hugging Face's, if requested
 the end ── plot_curves ──> training.png
 """
 
@@ -86,10 +86,10 @@ class JsonLines(TrainerCallback):
         if not state.is_world_process_zero:
             return
         old = read_lines(self.path)
-        kept = until_checkpoint(old[: len(old) - len(self.written)], state)
-        if kept:
-            self.start -= kept[-1]["seconds"]
-        write_text(self.path, "".join(map(_dump, [*kept, *self.written])))
+        earlier = until_checkpoint(old[: len(old) - len(self.written)], state)
+        if earlier:
+            self.start -= earlier[-1]["seconds"]
+        write_text(self.path, "".join(map(_dump, [*earlier, *self.written])))
 
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any

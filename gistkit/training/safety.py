@@ -1,8 +1,8 @@
-"""A Trainer that stops in time, says why, and leaves whole checkpoints behind.
+"""A Trainer that stops in time, says why, and leaves complete checkpoints behind.
 
 What is added to Hugging Face's: a loss or gradient that is not a number ends the run before weights
-change; a checkpoint counts only once it is whole, and older ones are removed only then; a resumed
-run reports the same losses as one that was never interrupted.
+change; only complete checkpoints count, and older ones are removed only after that; a resumed run
+reports the same losses as one that was never interrupted.
 """
 
 import math
@@ -72,7 +72,7 @@ class SafeTrainer(Trainer):
         outcome = super().train(resume_from_checkpoint, *args, **kwargs)
         if self.state.global_step == 0:
             raise DataError(
-                "there is no whole batch to learn from; lower training.per_device_train_batch_size "
+                "there is no full batch to learn from; lower training.per_device_train_batch_size "
                 "or give training.dataloader_drop_last=false"
             )
         return outcome
@@ -120,7 +120,7 @@ class SafeTrainer(Trainer):
         return norm
 
     def _diverged(self, what: str, where: str) -> TrainingError:
-        last = checkpoints.last_whole(Path(str(self.args.output_dir)))
+        last = checkpoints.last_complete(Path(str(self.args.output_dir)))
         saved = f"{last} is the last good checkpoint" if last else "there is no checkpoint yet"
         return TrainingError(
             f"{what} at step {self.state.global_step + 1}{where}; lower training.learning_rate, or "
@@ -185,8 +185,10 @@ class _RestoreLoss(TrainerCallback):
 
 def _unsaved(folder: Path, checkpoint: Path, error: Exception) -> SaveError:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
-    last = checkpoints.last_whole(folder)
-    rest = f"{last} is whole, and the run resumes from it" if last else "there is no checkpoint yet"
+    last = checkpoints.last_complete(folder)
+    rest = (
+        f"{last} is complete, and the run resumes from it" if last else "there is no checkpoint yet"
+    )
     return SaveError(
         f"could not write {checkpoint}: {reason[:160]}; free space and rerun the command; {rest}"
     )

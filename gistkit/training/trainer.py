@@ -106,7 +106,7 @@ class GistTrainer(SafeTrainer):
         return metrics
 
     def _prepare_evaluation(self) -> None:
-        """Outside of training: put the model on its device, in half precision if asked for.
+        """Outside of training: put the model on its device, in half precision if requested.
 
         Hugging Face does both in its own evaluation loop. Only parameters are rounded: in bfloat16
         the buffers of rotary embeddings would rotate by wrong angles. Sharded models are left
@@ -183,8 +183,8 @@ class OrderedLengthSampler(Sampler[int]):
 class GroupedLengthSampler(Sampler[int]):
     """Hugging Face's grouping by length, in an order that follows from seed and epoch alone.
 
-    Theirs draws from the global random state, so a run resumed in a later epoch would see other
-    batches than an uninterrupted one.
+    The original draws from the global random state, so a run resumed in a later epoch would see
+    other batches than an uninterrupted one.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:

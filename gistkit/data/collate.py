@@ -125,11 +125,9 @@ class Collator:
     """Makes batches for decoder-only models, or for encoder-decoders.
 
     Attributes:
-        gist_id, pad_id: special ids.
         num_gist_tokens: the k to draw from, one for each batch.
         conditions: weight of each condition, drawn for each row.
         limits: where rows are cut.
-        encoder_decoder: which of the two layouts.
         pack: examples share rows of up to this many tokens (a longer example has its own row); None
             pads each example to the longest.
         seed: of the draws.

@@ -110,7 +110,6 @@ def _write(examples: Sequence[Example], encoder: PromptEncoder, target: Path) ->
     if not sys.stderr.isatty():  # a bar is for a terminal; logs get one line
         datasets.disable_progress_bars()
     features = datasets.Features({part: datasets.List(datasets.Value("int32")) for part in PARTS})
-    target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         table = datasets.Dataset.from_generator(
             lambda: _encoded(examples, encoder),

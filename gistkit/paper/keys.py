@@ -75,9 +75,6 @@ UNUSED: Mapping[str, Mapping[str, tuple[Any, str]]] = MappingProxyType(
 )
 """Keys of the other sections without effect -> published default, why."""
 
-QUIET = {"include_inputs_for_metrics": True}
-"""Values that the published configuration gives to retired keys; no line is logged for them."""
-
 LLAMA_DEBUG: Mapping[str, Any] = MappingProxyType(
     {
         "model_type": "llama",
@@ -178,7 +175,7 @@ def _training(raw: Mapping[str, Any], deepspeed: Any) -> dict[str, Any]:
     for key, value in old.items():
         if key in RENAMED:
             result[RENAMED[key]] = value
-        elif key in RETIRED and value != QUIET.get(key):
+        elif key in RETIRED and (key, value) != ("include_inputs_for_metrics", True):  # published
             log.warning("training.%s has no effect: %s", key, RETIRED[key])
     if old.get("group_by_length"):
         result["train_sampling_strategy"] = "group_by_length"

@@ -60,8 +60,6 @@ TOLERANCE = 0.5
 some 300 additions near 50,000 round by up to 0.002 each; the sum here is in float64. The three sums
 differ by 44 or more."""
 
-FOLDER = "recovered"
-
 
 def silent(what: str, done: int, total: int) -> None:
     """Report nothing."""
@@ -75,9 +73,6 @@ def make_diff(
     Args:
         raw, tuned: folders of models; float32, bfloat16 or float16, in any shards.
         shard_bytes: size of the files written.
-
-    Returns:
-        The manifest, as it is written beside the diff.
 
     Raises:
         ModelNotFoundError: weights are missing or damaged.
@@ -181,17 +176,11 @@ def recovered(
 ) -> str:
     """The folder in the cache with diff and base added, which loads like any model.
 
-    Made by the first call, and again when a file has changed.
-
-    Args:
-        name: what the diff is called: its folder or hub id.
-        diff, raw: folders of the diff and its base.
-        cache_dir: where the result is stored; default: Hugging Face's cache.
-
-    Raises: as `recover`.
+    Made by the first call, and again when a file has changed. `name` is the diff's folder or hub
+    id. Raises: as `recover`.
     """
     home = Path(HF_HOME) / "gistkit" if cache_dir is None else Path(cache_dir)
-    out = home / FOLDER / f"{Path(name).name}-{_state(diff, raw)[:16]}"
+    out = home / "recovered" / f"{Path(name).name}-{_state(diff, raw)[:16]}"
     if not out.is_dir():
         try:
             recover(raw, diff, out, name=name, progress=progress)
@@ -269,10 +258,8 @@ def _copy(source: Path, folder: Path) -> dict[str, str]:
 class Verdict:
     """What was compared and found to be equal.
 
-    Attributes:
-        tensors: how many the diff has.
-        checked: which of "diff", "raw", "tuned" were compared, tensor by tensor.
-        weight_sum, published_sum: of a released model, the sum found and the published one.
+    `checked` says which of "diff", "raw", "tuned" were compared, tensor by tensor; the sums are
+    those of a released model.
     """
 
     tensors: int
@@ -291,10 +278,8 @@ def verify(
 ) -> Verdict:
     """Compare a diff, and if given its base and the tuned model, with the digests in its manifest.
 
-    Writes nothing. Of a released diff, which has no manifest, the sum of weights is compared.
-
-    Args:
-        name: what the diff is called, where its folder is called otherwise (a hub id).
+    Writes nothing. Of a released diff, which has no manifest, the sum of weights is compared;
+    `name` is its hub id, where its folder is called otherwise.
 
     Raises:
         ModelNotFoundError: a file is missing or damaged; a tensor is not what the manifest says.

@@ -66,10 +66,8 @@ class Entry:
 class WeightFiles(Mapping[str, Entry]):
     """Names and shapes of all tensors in a folder; `read` fetches rows.
 
-    Raises:
-        ModelNotFoundError: no weights there, a shard is missing, damaged, or holds other tensors
-            than its index says.
-        OptionError: weights that are neither float32, bfloat16 nor float16.
+    Raises ModelNotFoundError if weights are missing, damaged or not those of the index, OptionError
+    if they are neither float32, bfloat16 nor float16.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -189,12 +187,9 @@ def damaged(file: Path, error: object) -> ModelNotFoundError:
 
 
 class TensorFile:
-    """A safetensors file to which rows are appended.
+    """A safetensors file to which rows of the tensors `names` are appended.
 
     The header comes first in the format but is known last, so room is left for it.
-
-    Args:
-        names: all tensors that may be appended.
     """
 
     def __init__(self, file: BinaryIO, names: Iterable[str]) -> None:
@@ -279,14 +274,8 @@ def check_room(out: Path, size: int) -> None:
 def whole_folder(out: Path, size: int) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` at the end of the block, in one step.
 
-    Remains of a killed process are removed by the next one; concurrent writers wait.
-
-    Args:
-        out: a new folder, or an empty one.
-        size: bytes to be written.
-
-    Raises:
-        SaveError: `out` is not empty, the disk has no room, or writing failed.
+    Remains of a killed process are removed by the next one; concurrent writers wait. Raises
+    SaveError if `out` is not empty, the disk has no room for `size` bytes, or writing failed.
     """
     partial = out.parent / f".{out.name}.partial"
     try:

@@ -63,7 +63,6 @@ def run(
     `training.overwrite_output_dir` is set.
 
     Args:
-        config: the run.
         make_evaluate: makes the function that scores a model on the validation splits.
         callbacks: more of the Trainer's callbacks; with some, no lines are printed.
 

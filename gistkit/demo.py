@@ -8,7 +8,7 @@
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 from transformers.utils import logging as transformers_logging
 
 from gistkit.baselines import compare
@@ -26,11 +26,9 @@ from gistkit.evaluation.answers import AnswerOptions
 from gistkit.evaluation.splits import SplitEvaluator
 from gistkit.files import write_text
 from gistkit.model import GistModel
-from gistkit.prompts import Example
-from gistkit.training.arguments import TrainingConfig, parse_config
+from gistkit.training.arguments import parse_config
 from gistkit.training.job import run
 from gistkit.training.reporting import write_figure
-from gistkit.training.trainer import Evaluate
 
 OUT = Path("demo-out")
 History = list[dict[str, float]]
@@ -70,27 +68,20 @@ def show_toy(console: Console) -> dict[str, Any]:
     console.rule("1. The toy model: one instruction, several inputs in one batch")
     console.print(f"Instruction (never seen in training): [bold]{instruction}[/bold]\n")
     columns = compare(model, instruction, inputs, max_new_tokens=32)
-    memory = [
-        f"{found.kept_tokens} tokens, {found.kept_bytes / 1024:.0f} KiB"
-        if found.kept_tokens
-        else "-"
-        for found in columns
-    ]
-    table = Table("", *[found.mode for found in columns], show_lines=True)
+    table = Table("", *[column.mode for column in columns], show_lines=True)
     for row, example in enumerate(examples):
-        answers = [found.outputs[row] for found in columns]
+        answers = [column.outputs[row] for column in columns]
         colours = ["green" if text == example.output else "red" for text in answers]
         cells = [f"[{colour}]{text}" for colour, text in zip(colours, answers, strict=True)]
         table.add_row(example.input, *cells)
+    sizes = [f"{c.kept_tokens} tokens, {c.kept_bytes / 1024:.0f} KiB" for c in columns]
+    memory = [size if c.kept_tokens else "-" for size, c in zip(sizes, columns, strict=True)]
     table.add_row("memory for the prompt", *memory)
-    times = [f"{1000 * found.total_seconds:.0f} ms" for found in columns]
+    times = [f"{1000 * column.total_seconds:.0f} ms" for column in columns]
     table.add_row("time, this machine", *times)
     console.print(table)
-    return {
-        "instruction": instruction,
-        "inputs": inputs,
-        **{found.mode: asdict(found) for found in columns},
-    }
+    modes = {column.mode: asdict(column) for column in columns}
+    return {"instruction": instruction, "inputs": inputs, **modes}
 
 
 FAMILY, DIFFICULTY = "reply", 1
@@ -153,7 +144,14 @@ def train(console: Console, condition: str) -> History:
         "output_dir": str(OUT / condition),
     }
     log = Log(console)
-    run(parse_config({**RECIPE, "training": training}), _make_evaluate, callbacks=[log])
+    options = AnswerOptions(
+        condition=condition, num_gist_tokens=1, batch_size=128, max_new_tokens=24
+    )
+    run(
+        parse_config({**RECIPE, "training": training}),
+        lambda splits, config, folder: SplitEvaluator(splits, options),
+        callbacks=[log],
+    )
     return log.history
 
 
@@ -166,14 +164,8 @@ class Log(TrainerCallback):
         self.loss = float("nan")
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
     ) -> None:
-        """Record the training loss; at an evaluation, print and record the scores."""
         logs = logs or {}
         if "loss" in logs:
             self.loss = float(logs["loss"])
@@ -191,7 +183,6 @@ class Log(TrainerCallback):
 
 
 def show_learned(console: Console, histories: Mapping[str, History], chance: float) -> None:
-    """The final table: what each condition learned."""
     table = Table(title=f"Exact match on held-out instructions, {FAMILY} tasks, k = 1")
     for column in ("condition", "what it sees", "loss", "exact match"):
         table.add_column(column)
@@ -215,16 +206,6 @@ def plot(histories: Mapping[str, History], chance: float, path: Path) -> Path:
     steps = [step for points in scores.values() for step, _ in points]
     scores["guessing"] = [(min(steps), chance), (max(steps), chance)]
     return write_figure(losses, scores, path)
-
-
-def _make_evaluate(
-    splits: Mapping[str, Sequence[Example]], config: TrainingConfig, folder: Path
-) -> Evaluate:
-    condition = next(iter(config.gist.condition))
-    options = AnswerOptions(
-        condition=condition, num_gist_tokens=1, batch_size=128, max_new_tokens=24
-    )
-    return SplitEvaluator(splits, options)
 
 
 if __name__ == "__main__":

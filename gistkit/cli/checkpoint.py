@@ -5,15 +5,11 @@ from typing import Annotated
 
 import typer
 
-from gistkit.cli.run import emit, quiet_libraries
+from gistkit.cli.run import emit, quiet_libraries, show_help
 
-checkpoint = typer.Typer(name="checkpoint", help="Convert checkpoints.", no_args_is_help=False)
-
-
-@checkpoint.callback(invoke_without_command=True)
-def _checkpoint(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+checkpoint = typer.Typer(
+    name="checkpoint", help="Convert checkpoints.", callback=show_help, invoke_without_command=True
+)
 
 
 @checkpoint.command()

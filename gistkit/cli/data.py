@@ -5,15 +5,11 @@ from typing import Annotated
 
 import typer
 
-from gistkit.cli.run import emit
+from gistkit.cli.run import emit, show_help
 
-data = typer.Typer(name="data", help="Make data sets.", no_args_is_help=False)
-
-
-@data.callback(invoke_without_command=True)
-def _data(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+data = typer.Typer(
+    name="data", help="Make data sets.", callback=show_help, invoke_without_command=True
+)
 
 
 @data.command()

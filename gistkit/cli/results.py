@@ -13,7 +13,7 @@ from gistkit.cli.run import emit
 def results(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders of our own, laid out like the released results."),
+        typer.Argument(help="Your own folders, laid out like the released results."),
     ] = None,
     reference: Annotated[
         Path | None,
@@ -43,4 +43,4 @@ def results(
     if as_json:
         emit(json.dumps(to_json(tables, seed=seed), ensure_ascii=False))
     else:
-        emit("\n".join(one.markdown() for one in tables))
+        emit("\n".join(each.markdown() for each in tables))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gistkit.model import GistModel
 
 NAME = "gistkit"
-GRACE = 5.0  # seconds
+GRACE = 60.0  # seconds
 
 # typer carries its own click since 0.26, so the class has no name that all versions share
 UsageError: type[BaseException] = typer.BadParameter.__base__ or typer.BadParameter
@@ -132,6 +132,12 @@ def progress_bar() -> "Progress":
     )
 
 
+def show_help(context: typer.Context) -> None:
+    """The callback of a group of commands: given none, print its help."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
 @contextmanager
 def tensor_bar() -> Iterator[Callable[[str, int, int], None]]:
     with progress_bar() as bar:
@@ -192,8 +198,10 @@ def quiet_libraries() -> None:
 
 def _complain(message: str) -> int:
     rank = os.environ.get("RANK", "0")
-    if rank != "0":  # usually every process fails; rank 0 reports, and the launcher ends the rest
-        time.sleep(GRACE)
+    if rank != "0":  # usually every process fails: rank 0 reports, and the launcher ends the rest
+        launcher, deadline = os.getppid(), time.monotonic() + GRACE
+        while os.getppid() == launcher and time.monotonic() < deadline:
+            time.sleep(0.1)
         message = f"on rank {rank}: {message}"
     say("error: " + " ".join(message.split()))
     return 2

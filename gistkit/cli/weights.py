@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gistkit.cli.run import emit, quiet_libraries, tensor_bar
+from gistkit.cli.run import emit, quiet_libraries, show_help, tensor_bar
 
 Raw = Annotated[str, typer.Option(metavar="MODEL", help="The base: a folder or hub id.")]
 Diff = Annotated[str, typer.Option(metavar="MODEL", help="The diff: a folder or hub id.")]
@@ -14,14 +14,11 @@ Cache = Annotated[str, typer.Option(metavar="DIR", help="Where downloads go.")]
 Json = Annotated[bool, typer.Option("--json", help="Report as one JSON object.")]
 
 weights = typer.Typer(
-    name="weights", help="Make, recover and verify weight diffs.", no_args_is_help=False
+    name="weights",
+    help="Make, recover and verify weight diffs.",
+    callback=show_help,
+    invoke_without_command=True,
 )
-
-
-@weights.callback(invoke_without_command=True)
-def _weights(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
 
 
 @weights.command()
@@ -37,7 +34,7 @@ def diff(
     """Write what must be added to a base model to make the tuned one of it.
 
     The format is the published one (float32, the base extended by a zero row for <GIST>), beside it
-    a manifest of SHA-256 digests and corrections that make recovering exact in every bit.
+    a manifest of SHA-256 digests and corrections that make recovery exact, bit for bit.
 
     \b
     gistkit weights diff --path_raw llama-7b --path_tuned tuned --path_diff diff

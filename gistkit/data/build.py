@@ -19,7 +19,7 @@ import io
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from gistkit.data.alpaca_plus import PARTIAL_TRAIN
 from gistkit.data.examples import iter_objects, opened, parse_example, write_examples
@@ -58,19 +58,14 @@ PUBLISHED: Mapping[str, str] = {
 """Git blob hashes (`git hash-object`) of the sources, decompressed, and of Alpaca+ as published."""
 
 
-class SourceReport(TypedDict):
-    """A source that was read; `verified`: it is the published file, byte for byte."""
-
-    path: str
-    blob: str
-    verified: bool
-
-
 class FileReport(TypedDict):
-    """A file that was written; `verified` is None if there is no published file to compare with."""
+    """A file that was read, or written with so many rows.
+
+    `verified`: it is the published file, byte for byte; None if none was published.
+    """
 
     path: str
-    rows: int
+    rows: NotRequired[int]
     blob: str
     verified: bool | None
 
@@ -78,7 +73,7 @@ class FileReport(TypedDict):
 class BuildReport(TypedDict):
     """What `build_alpaca_plus` did; `missing` says in words what was not built, and why."""
 
-    sources: dict[str, SourceReport]
+    sources: dict[str, FileReport]
     files: dict[str, FileReport]
     missing: list[str]
 
@@ -189,7 +184,7 @@ def _find(folder: Path, name: str) -> Path | None:
 
 def _read(
     path: Path, name: str, *, verify: bool
-) -> tuple[list[tuple[str, dict[str, Any]]], SourceReport]:
+) -> tuple[list[tuple[str, dict[str, Any]]], FileReport]:
     with opened(path) as file:
         content = file.read()
     blob = git_blob_hash(content)
@@ -198,7 +193,7 @@ def _read(
             f"{path}: git blob {blob} is not the published {PUBLISHED[name]};"
             " fetch it again, or build from it anyway with `verify=False`"
         )
-    report = SourceReport(path=str(path), blob=blob, verified=blob == PUBLISHED[name])
+    report = FileReport(path=str(path), blob=blob, verified=blob == PUBLISHED[name])
     return list(iter_objects(io.BytesIO(content), path)), report
 
 

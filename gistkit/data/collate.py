@@ -85,17 +85,13 @@ class EncodedRows(torch.utils.data.Dataset[EncodedExample]):
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row without its gist span, for batching by length."""
         return [len(r.instruction) + len(r.input) + len(r.completion) for r in self.rows]
 
 
 class TrainingRows(torch.utils.data.Dataset[Example]):
     """Training rows as text, checked once and encoded batch by batch (`encode_and`).
 
-    So a run starts immediately, and memory holds text only.
-
-    Raises:
-        PromptError: an instruction is empty or a text holds `<GIST>`; the message names the row.
+    So a run starts immediately, and memory holds text only. Raises PromptError, naming the row.
     """
 
     def __init__(self, examples: Sequence[Example]) -> None:
@@ -129,11 +125,9 @@ class Collator:
     """Makes batches for decoder-only models, or for encoder-decoders.
 
     Attributes:
-        gist_id, pad_id: special ids.
         num_gist_tokens: the k to draw from, one for each batch.
         conditions: weight of each condition, drawn for each row.
         limits: where rows are cut.
-        encoder_decoder: which of the two layouts.
         pack: examples share rows of up to this many tokens (a longer example has its own row); None
             pads each example to the longest.
         seed: of the draws.

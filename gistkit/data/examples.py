@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gistkit.errors import DataError, OptionError
-from gistkit.files import write_atomically
+from gistkit.files import write_bytes
 from gistkit.prompts import Example
 
 _OPENERS: Mapping[str, Callable[[Path, str], Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _KINDS = (".json", ".jsonl")
+FIELDS = ("instruction", "input", "output", "source")
 
 
 def read_examples(
@@ -62,9 +63,7 @@ def iter_examples(
 def write_examples(path: str | PathLike[str], examples: Iterable[Example]) -> Path:
     """Write examples in the format that the ending names; equal examples give equal bytes.
 
-    Raises:
-        DataError: an unknown ending.
-        SaveError: the file could not be written; what was there before is untouched.
+    Raises DataError for an unknown ending, and SaveError; what was there before is untouched.
     """
     path = Path(path)
     content = (to_json if _kind(path) == ".json" else to_jsonl)(examples)
@@ -72,11 +71,7 @@ def write_examples(path: str | PathLike[str], examples: Iterable[Example]) -> Pa
         content = gzip.compress(content, compresslevel=6, mtime=0)
     elif path.suffix == ".xz":
         content = lzma.compress(content)
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
-    return write_atomically(path, write)
+    return write_bytes(path, content)
 
 
 def to_json(examples: Iterable[Example]) -> bytes:
@@ -127,14 +122,18 @@ def parse_example(
 ) -> Example:
     """The Example in a JSON object; `where` opens the message of the DataError it may raise."""
     fields = []
-    for name in ("instruction", "input", "output", "source"):
+    for name in FIELDS:
         value = row.get(name, "")
         if not isinstance(value, str):
             raise DataError(f"{where}: field '{name}' is {_describe(value)}; expected a string")
         if not value and name not in row and name in required:
             raise DataError(f"{where}: field '{name}' is missing")
-        if not (value.isascii() or _is_text(value)):
-            raise DataError(f"{where}: field '{name}' has half a surrogate pair; not valid text")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{where}: field '{name}' has half a surrogate pair; not valid text"
+            ) from None
         fields.append(value)
     return Example(*fields)
 
@@ -184,20 +183,7 @@ def _kind(path: Path) -> str:
 
 
 def _row(example: Example) -> dict[str, str]:
-    return {
-        "instruction": example.instruction,
-        "input": example.input,
-        "output": example.output,
-        "source": example.source,
-    }
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return {name: getattr(example, name) for name in FIELDS}
 
 
 def _describe(value: object) -> str:

@@ -18,10 +18,7 @@ from gistkit.prompts import Example
 def setting(default: Any, help: str, published: str = "") -> Any:
     """A dataclass field that documents itself: `gistkit train --help`, docs/configuration.md.
 
-    Args:
-        default: the field's default, or a function that makes it.
-        help: what the setting does.
-        published: how the published system differed, if it did.
+    `default` may be a function that makes it; `published` is how the published system differed.
     """
     metadata = {"help": help, "published": published}
     if callable(default):
@@ -102,7 +99,6 @@ class DataConfig:
                 raise OptionError(f"data.{name} must be at least 1, not {value}")
 
     def files(self) -> dict[str, str]:
-        """The files given by name, by split."""
         train = {} if self.train_file is None else {"train": self.train_file}
         if self.validation_file is None:
             return train

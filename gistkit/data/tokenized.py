@@ -27,11 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class TokenizedRows(torch.utils.data.Dataset[EncodedExample]):
-    """Rows of a memory-mapped table; `tokenize_rows` makes them.
-
-    Attributes:
-        dropped: rows that could not be encoded (empty outputs).
-    """
+    """Rows of a memory-mapped table, made by `tokenize_rows`; `dropped` had empty outputs."""
 
     def __init__(self, table: Any, dropped: int = 0) -> None:
         self.table = table
@@ -59,9 +55,6 @@ def tokenize_rows(
     examples: Sequence[Example], encoder: PromptEncoder, folder: Path, *, overwrite: bool = False
 ) -> TokenizedRows:
     """Tokenize `examples` into `folder`, or reuse what an earlier run made of the same examples.
-
-    Args:
-        overwrite: tokenize them in any case.
 
     Raises:
         PromptError: a row cannot be encoded; the message names it.
@@ -103,7 +96,6 @@ def tokenize_rows(
 
 
 def digest(examples: Sequence[Example], encoder: PromptEncoder) -> str:
-    """A name for these texts, encoded this way."""
     found = hashlib.sha256(f"{FORMAT} {encoder.template!r}".encode())
     found.update(encoder.tokenizer.backend_tokenizer.to_str().encode())
     for row in examples:
@@ -118,7 +110,6 @@ def _write(examples: Sequence[Example], encoder: PromptEncoder, target: Path) ->
     if not sys.stderr.isatty():  # a bar is for a terminal; logs get one line
         datasets.disable_progress_bars()
     features = datasets.Features({part: datasets.List(datasets.Value("int32")) for part in PARTS})
-    target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         table = datasets.Dataset.from_generator(
             lambda: _encoded(examples, encoder),

@@ -24,11 +24,8 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 class Base:
     """A base model as a tuned one sees it: names, vocabulary and rotary buffers made to fit.
 
-    Args:
-        other: the tuned model's files, or those of its diff.
-
-    Raises:
-        OptionError: a tensor has another shape, or one of the two models lacks it; names the first.
+    `other` are the tuned model's files, or those of its diff. Raises OptionError, with the first
+    tensor that has another shape or is in one of the two models only.
     """
 
     def __init__(self, folder: Path, other: WeightFiles) -> None:
@@ -91,7 +88,6 @@ class Base:
         return frequencies
 
     def misfit(self, how: str) -> OptionError:
-        """The error for a model that is not the base."""
         return OptionError(
             f"{self.files.folder} is not the base of {self.other.folder}: {how}; give the model "
             "that it was tuned from"

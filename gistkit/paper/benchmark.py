@@ -29,17 +29,14 @@ def benchmark_run(config: TrainingConfig, training: Mapping[str, Any]) -> dict[s
     """Write the published benchmark file of the human split; returns reductions in percent.
 
     Args:
-        config: the run.
-        training: its `training` section, with the published keys.
-
-    Raises: as `benchmark_examples`; OptionError for neg_control, which keeps nothing of a prompt.
+        training: the `training` section, with the published keys.
     """
     values = parse_benchmarking(training)
     assert values is not None
     condition = next(iter(config.gist.condition))
     mode = CONDITIONS[condition].mode
     if mode == NO_PROMPT:
-        raise OptionError(f"training.do_benchmarking: {condition} keeps nothing of a prompt")
+        raise OptionError(f"training.do_benchmarking: {condition} caches nothing of a prompt")
     if os.environ.get("RANK", "0") != "0":
         return {}
     _, splits = read_splits(config.data)
@@ -75,23 +72,17 @@ def benchmark_examples(
     profiler: str = "pytorch",
     sanity_checks: bool = False,
 ) -> dict[str, float]:
-    """Write the published file.
+    """Write the published file; returns reductions of mean costs in percent.
 
     Args:
-        k: gist tokens.
         instructions: cache whole instructions instead of gists.
         profiler: "pytorch" or "deepspeed".
         sanity_checks: first check the examples with the gist cache and without.
-
-    Returns:
-        Reductions of mean costs in percent: `benchmark_flops_reduction`, ...
 
     Raises:
         OptionError: this model cannot cache instructions.
         MissingExtraError: deepspeed is not installed.
         ModelError: a sanity check fails.
-        PromptError: an example cannot be used.
-        SaveError: the file cannot be written.
     """
     if sanity_checks:
         check_examples(model, examples, k=k)
@@ -121,15 +112,15 @@ def check_examples(model: GistModel, examples: Sequence[Example], *, k: int) -> 
 def as_published(rows: list[Row]) -> list[Row]:
     """Rows of an example with cached instructions under their published name, which is "gist".
 
-    What was kept then stands in both rows of the example, as published.
+    What was cached is then in both rows of the example, as published.
     """
-    (kept,) = (row for row in rows if row["model"] != STANDARD)
+    (cached,) = (row for row in rows if row["model"] != STANDARD)
     columns = ("effective_num_gist_tokens", "gist_index")
     published = {STANDARD: STANDARD, INSTRUCTION: GIST, GIST: GIST}
     return [
         {
             **row,
-            **{name: kept[name] for name in columns},
+            **{name: cached[name] for name in columns},
             "model": published[row["model"]],
             "first_run": published[row["first_run"]],
         }

@@ -41,29 +41,29 @@ def comparisons(
         splits: none: all.
 
     Raises:
-        DataError: there is nothing to compare, or a name that is asked for is not there.
+        DataError: there is nothing to compare, or a name is not there.
     """
-    found: dict[str, tuple[Path, re.Match[str]]] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        match = _FOLDER.fullmatch(path.name)
-        if match and path.is_dir():
-            found[path.name] = (path, match)
-    known = set(found) | {(match["model"] or "").rstrip("-") for _, match in found.values()}
+    folders = sorted(folder.iterdir()) if folder.is_dir() else ()
+    found = {
+        path: match
+        for path in folders
+        if path.is_dir() and (match := _FOLDER.fullmatch(path.name)) is not None
+    }
+    models = {path: (match["model"] or "").rstrip("-") for path, match in found.items()}
+    present = [path.name for path in found]
     for name in names:
-        if name not in known:
-            raise DataError(f"{folder} holds no answers of {name!r}; there are {_listed(found)}")
-    ordered = sorted(found.items(), key=lambda item: _order(item[1][1]))
+        if name not in (*present, *models.values()):
+            has = ", ".join(present) or "none"
+            raise DataError(f"{folder} has no answers of {name!r}; there are {has}")
     controls = {
-        match["model"]: path
-        for path, match in found.values()
-        if match["condition"] == "pos_control"
+        models[path]: path for path, match in found.items() if match["condition"] == "pos_control"
     }
     pairs = [
         comparison
-        for name, (path, match) in ordered
-        if match["condition"] != "pos_control" and match["model"] in controls
-        if not names or name in names or (match["model"] or "").rstrip("-") in names
-        for comparison in _of(path, controls[match["model"]], splits)
+        for path in sorted(found, key=lambda path: _order(found[path]))
+        if found[path]["condition"] != "pos_control" and models[path] in controls
+        if not names or path.name in names or models[path] in names
+        for comparison in _against(path, controls[models[path]], splits)
     ]
     if not pairs:
         raise DataError(
@@ -83,9 +83,7 @@ def sweep(
 ) -> Iterator[tuple[str, Verdicts | JudgeRun]]:
     """The name of each results file in `out`, with its verdicts or with what is still to be judged.
 
-    Raises:
-        DataError: as `comparisons`.
-        DataError, OptionError, SaveError: as `JudgeRun`.
+    Raises: as `comparisons` and `JudgeRun`.
     """
     for comparison in comparisons(folder, names=names, splits=splits):
         file = out / comparison.file
@@ -109,30 +107,25 @@ def _published(file: Path, rows: int) -> Verdicts | None:
     return None
 
 
-def _of(folder: Path, control: Path, splits: Collection[str]) -> list[Comparison]:
-    others = {(match["step"], match["split"]): path for path, match in _files(control)}
+def _against(folder: Path, control: Path, splits: Collection[str]) -> list[Comparison]:
+    others = _files(control)
     return [
         Comparison(
             path,
-            others[match["step"], match["split"]],
+            others[step, split],
             (folder.name, control.name),
-            f"chatgpt-{folder.name}-vs-{control.name}-validation_{match['split']}-"
-            f"{match['step']}.json",
+            f"chatgpt-{folder.name}-vs-{control.name}-validation_{split}-{step}.json",
         )
-        for path, match in _files(folder)
-        if (match["step"], match["split"]) in others
-        if not splits or match["split"] in splits
+        for (step, split), path in _files(folder).items()
+        if (step, split) in others and (not splits or split in splits)
     ]
 
 
-def _files(folder: Path) -> list[tuple[Path, re.Match[str]]]:
-    matches = [(path, _FILE.fullmatch(path.name)) for path in sorted(folder.iterdir())]
-    return [(path, match) for path, match in matches if match]
+def _files(folder: Path) -> dict[tuple[str, str], Path]:
+    """Files of outputs by step and split."""
+    matches = ((path, _FILE.fullmatch(path.name)) for path in sorted(folder.iterdir()))
+    return {(match["step"], match["split"]): path for path, match in matches if match}
 
 
 def _order(match: re.Match[str]) -> tuple[str, str, int]:
     return match["model"] or "", match["condition"], int(match["k"] or 0)
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(sorted(names)) or "none"

@@ -75,9 +75,6 @@ UNUSED: Mapping[str, Mapping[str, tuple[Any, str]]] = MappingProxyType(
 )
 """Keys of the other sections without effect -> published default, why."""
 
-QUIET = {"include_inputs_for_metrics": True}
-"""Values that the published configuration gives to retired keys; no line is logged for them."""
-
 LLAMA_DEBUG: Mapping[str, Any] = MappingProxyType(
     {
         "model_type": "llama",
@@ -152,7 +149,7 @@ def translate(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_benchmarking(training: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Values of `BENCHMARK_KEYS`, or None if no benchmark is asked for (raises OptionError)."""
+    """Values of `BENCHMARK_KEYS`, or None if no benchmark is requested (raises OptionError)."""
     if not training.get("do_benchmarking"):
         return None
     values = {
@@ -178,8 +175,8 @@ def _training(raw: Mapping[str, Any], deepspeed: Any) -> dict[str, Any]:
     for key, value in old.items():
         if key in RENAMED:
             result[RENAMED[key]] = value
-        elif key in RETIRED and value != QUIET.get(key):
-            _warn(f"training.{key}", RETIRED[key])
+        elif key in RETIRED and (key, value) != ("include_inputs_for_metrics", True):  # published
+            log.warning("training.%s has no effect: %s", key, RETIRED[key])
     if old.get("group_by_length"):
         result["train_sampling_strategy"] = "group_by_length"
     if old.get("adafactor"):
@@ -214,9 +211,5 @@ def _without_unused(
 ) -> dict[str, Any]:
     for key, (default, reason) in keys.items():
         if raw.get(key, default) not in (default, None):
-            _warn(f"{section}.{key}", reason)
+            log.warning("%s.%s has no effect: %s", section, key, reason)
     return {key: value for key, value in raw.items() if key not in keys}
-
-
-def _warn(key: str, reason: str) -> None:
-    log.warning("%s has no effect: %s", key, reason)

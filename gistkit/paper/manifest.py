@@ -3,7 +3,7 @@
 `weight_diff.json` holds SHA-256 digests over the numbers as little-endian float32, the same in
 whatever precision a copy of the base is stored, so that no other base and no damage passes.
 
-Corrections are the few numbers that adding the diff to its base does not bring back; they are kept
+Corrections are the few numbers that adding the diff to its base does not restore; they are stored
 beside the diff, which can be added without them as published. A float32 difference is exact where
 tuned and raw are within a factor of two of each other (Sterbenz's lemma); elsewhere two roundings
 follow each other, and some numbers end a unit in the last place away. Signed zeros, infinities and
@@ -44,12 +44,6 @@ class Record:
     tuned: str
     corrections: int = 0
 
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """Precision of the tuned tensor."""
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
-
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -69,11 +63,7 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest | None":
-        """The manifest in a folder; None where there is none (published diffs).
-
-        Raises:
-            ModelNotFoundError: it is damaged, or of another version.
-        """
+        """The manifest in a folder; None where there is none (published diffs)."""
         path = folder / MANIFEST
         if not path.is_file():
             return None
@@ -96,7 +86,6 @@ class Digest:
         self._sha = hashlib.sha256()
 
     def add(self, rows: Tensor) -> None:
-        """Add rows of any float type up to 32 bits."""
         self._sha.update(rows.float().contiguous().view(torch.uint8).numpy().data)
 
     def __str__(self) -> str:
@@ -104,7 +93,6 @@ class Digest:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a whole file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -117,13 +105,9 @@ def _record(entry: Mapping[str, Any]) -> Record:
 
 
 def corrections(found: Tensor, wanted: Tensor, offset: int) -> Tensor:
-    """Where two contiguous tensors of one type differ in any bit.
+    """Where two contiguous tensors of one type differ: [n, 2] int64, index and bits of `wanted`.
 
-    Args:
-        offset: index of their first number in the whole flat tensor.
-
-    Returns:
-        [n, 2] int64: index, bits of `wanted`.
+    `offset` is the index of their first number in the whole flat tensor.
     """
     bits = _bits(wanted)
     indices = (_bits(found) != bits).nonzero().squeeze(1)
@@ -133,8 +117,7 @@ def corrections(found: Tensor, wanted: Tensor, offset: int) -> Tensor:
 class Corrections:
     """The corrections of a diff; none where it has no manifest.
 
-    Raises:
-        ModelNotFoundError: the file is missing or damaged, or does not fit the manifest.
+    Raises ModelNotFoundError if the file is missing or damaged, or does not fit the manifest.
     """
 
     def __init__(self, folder: Path, manifest: Manifest | None) -> None:
@@ -150,8 +133,7 @@ class Corrections:
     def apply(self, name: str, rows: Tensor, offset: int) -> None:
         """Put those corrections of a tensor that lie in contiguous `rows` into them, in place.
 
-        Args:
-            offset: index of the first number of `rows` in the whole flat tensor.
+        `offset` is the index of the first number of `rows` in the whole flat tensor.
         """
         if count := self._counts.get(name, 0):
             with self._opened(name) as notes:

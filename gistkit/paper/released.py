@@ -4,7 +4,7 @@ Nothing here was tested on the real weights, which could not be downloaded when 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,41 +20,25 @@ class Released:
     """One released checkpoint.
 
     Attributes:
-        condition: the masks it was trained under.
-        template: its prompt template.
-        base: the model it was trained from.
+        config: the `gist_config.json` that it came without.
         shapes: shapes of some tensors, which a stand-in of the same name does not have.
         weight_sum: sum of all weights of the tuned model, rotary buffers included; None where the
             release is the whole model and needs no base.
     """
 
-    condition: str
-    template: str
-    base: str
-    shapes: Mapping[str, tuple[int, ...]]
+    config: GistConfig
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     weight_sum: float | None = None
-    num_gist_tokens: int = 1
 
     @property
     def is_diff(self) -> bool:
         """Whether only the difference to `base` was released."""
         return self.weight_sum is not None
 
-    def gist_config(self) -> GistConfig:
-        """The `gist_config.json` that it came without."""
-        return GistConfig(
-            num_gist_tokens=(self.num_gist_tokens,),
-            conditions=(self.condition,),
-            template=self.template,
-            base_model=self.base,
-        )
-
 
 def _llama(condition: str, weight_sum: float) -> Released:
     return Released(
-        condition=condition,
-        template="decoder",
-        base="llama-7b",
+        config=GistConfig((1,), (condition,), template="decoder", base_model="llama-7b"),
         shapes={
             "model.embed_tokens.weight": (32001, 4096),
             "model.layers.31.mlp.up_proj.weight": (11008, 4096),
@@ -64,8 +48,9 @@ def _llama(condition: str, weight_sum: float) -> Released:
 
 
 def _flan_t5(condition: str) -> Released:
+    base = "google/flan-t5-xxl"
     return Released(
-        condition=condition, template="encoder-decoder", base="google/flan-t5-xxl", shapes={}
+        config=GistConfig((1,), (condition,), template="encoder-decoder", base_model=base)
     )
 
 
@@ -85,8 +70,8 @@ RELEASED: Mapping[str, Released] = MappingProxyType(
 def released(path_or_hub_id: str) -> Released | None:
     """The release with that hub id, or whose name or download the folder has.
 
-    >>> released("downloads/llama-7b-pos_control-1").condition
-    'pos_control'
+    >>> released("downloads/llama-7b-pos_control-1").config.conditions
+    ('pos_control',)
     """
     parts = Path(path_or_hub_id).parts
     for hub_id, release in RELEASED.items():
@@ -99,7 +84,7 @@ def released(path_or_hub_id: str) -> Released | None:
 def released_config(path_or_hub_id: str) -> GistConfig | None:
     """The gist config of a released checkpoint; None for any other."""
     release = released(path_or_hub_id)
-    return None if release is None else release.gist_config()
+    return None if release is None else release.config
 
 
 def check_whole(path: str) -> None:

@@ -5,7 +5,7 @@
     FOLDER/chatgpt/*.json[.gz]                               win rates
     FOLDER/benchmarking/*.csv                                efficiency
 
-A folder of our own has the same layout, so its rows come out in the same format.
+Other runs' folders have the same layout, so their rows come out in the same format.
 """
 
 import csv
@@ -40,10 +40,7 @@ Cell = str | int | float | None
 class Table:
     """Rows by column name.
 
-    Attributes:
-        name: a short name, of files and JSON keys.
-        title: one line above the table.
-        digits: of floats, by column, in Markdown (default: 2); CSV and JSON hold all of them.
+    `digits` are those of floats in Markdown, 2 by default; CSV and JSON hold all of them.
     """
 
     name: str
@@ -53,7 +50,6 @@ class Table:
 
     @property
     def columns(self) -> list[str]:
-        """Every column that some row has, in the order met."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
     def markdown(self) -> str:
@@ -62,7 +58,6 @@ class Table:
         return f"## {self.title}\n\n{table(self.columns, rows)}\n"
 
     def csv(self) -> str:
-        """A header and the rows; nothing where there is no value."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
@@ -96,7 +91,7 @@ def build_tables(
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; name the released results by `reference`")
     tables = [build[name]() for name in names or build]
-    if not any(one.rows for one in tables):
+    if not any(each.rows for each in tables):
         raise DataError(
             f"{folders[0]}: holds no results; expected model_outputs/, chatgpt/ or benchmarking/"
         )
@@ -104,34 +99,25 @@ def build_tables(
 
 
 def to_json(tables: Sequence[Table], *, seed: int) -> dict[str, Any]:
-    """The tables' rows by their names, as JSON values."""
     head = {"schema_version": SCHEMA_VERSION, "seed": seed}
-    return head | {one.name: list(one.rows) for one in tables}
+    return head | {each.name: list(each.rows) for each in tables}
 
 
 def write_tables(tables: Sequence[Table], folder: Path, *, seed: int) -> None:
-    """Write results.md, results.json, a CSV for each table, and rouge.png.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        SaveError: a file cannot be written.
-    """
-    write_text(folder / "results.md", "\n".join(one.markdown() for one in tables))
+    """Write results.md, results.json, a CSV for each table, and rouge.png."""
+    write_text(folder / "results.md", "\n".join(each.markdown() for each in tables))
     content = to_json(tables, seed=seed)
     write_text(folder / "results.json", json.dumps(content, ensure_ascii=False) + "\n")
-    for one in tables:
-        write_text(folder / f"{one.name}.csv", one.csv())
-        if one.name == "rouge":
-            plot(one, folder / "rouge.png")
+    for each in tables:
+        write_text(folder / f"{each.name}.csv", each.csv())
+        if each.name == "rouge":
+            plot(each, folder / "rouge.png")
 
 
 def rouge_table(folders: Sequence[Path], *, seed: int = 0) -> Table:
     """ROUGE of every file of outputs; `published` and the difference where `rouge.csv` has it.
 
     Rows of `rouge.csv` without their outputs keep the published value alone.
-
-    Raises:
-        DataError: a file is damaged.
     """
     rows: list[dict[str, Cell]] = []
     for folder in folders:
@@ -168,11 +154,7 @@ def rouge_table(folders: Sequence[Path], *, seed: int = 0) -> Table:
 
 
 def judge_table(folders: Sequence[Path]) -> Table:
-    """Verdicts of every judge file: counts, win rate, exact interval of the wins among decided.
-
-    Raises:
-        DataError: a file is damaged.
-    """
+    """Verdicts of every judge file: counts, win rate, exact interval of the wins among decided."""
     rows: list[dict[str, Cell]] = []
     for folder in folders:
         for path in sorted((folder / "chatgpt").glob("*.json*"), key=_counted):
@@ -203,11 +185,7 @@ def judge_table(folders: Sequence[Path]) -> Table:
 
 
 def efficiency_table(folders: Sequence[Path], *, seed: int = 0) -> Table:
-    """Reductions against no cache of every benchmark file, in percent of the means.
-
-    Raises:
-        DataError: a file is damaged.
-    """
+    """Reductions against no cache of every benchmark file, in percent of the means."""
     rows: list[dict[str, Cell]] = []
     for folder in folders:
         tables = [read_table(path) for path in sorted((folder / "benchmarking").glob("*.csv"))]
@@ -237,10 +215,6 @@ def plot(rouge: Table, path: Path) -> None:
     """ROUGE-L with its intervals as PNG: a panel for each split, a bar for each model.
 
     Published values without their answers are left out.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        SaveError: the file cannot be written.
     """
     rows: list[Mapping[str, Any]] = [row for row in rouge.rows if row.get("RL") is not None]
     splits = list(dict.fromkeys(str(row["split"]) for row in rows))
@@ -275,7 +249,8 @@ def _published(path: Path) -> dict[tuple[str, ...], float]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return {
-                tuple(r[name] for name in KEYS): float(r["value"]) for r in csv.DictReader(file)
+                tuple(row[name] for name in KEYS): float(row["value"])
+                for row in csv.DictReader(file)
             }
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataError(

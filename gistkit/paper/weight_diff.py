@@ -11,7 +11,7 @@ Tensors pass through a few rows at a time. Knows nothing of gists but the row th
 
 import hashlib
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -40,7 +40,6 @@ from gistkit.paper.weight_files import (
     WeightFiles,
     check_room,
     in_shards,
-    num_bytes,
     tensor_file,
     whole_folder,
     write_index,
@@ -58,10 +57,8 @@ Progress = Callable[[str, int, int], None]
 
 TOLERANCE = 0.5
 """Of the sum of all weights. The published check allowed 0.01 for a float32 sum in a certain order;
-some 300 additions near 50,000 round by up to 0.002 each, and ours rounds nothing. The three sums
+some 300 additions near 50,000 round by up to 0.002 each; the sum here is in float64. The three sums
 differ by 44 or more."""
-
-FOLDER = "recovered"
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -77,9 +74,6 @@ def make_diff(
         raw, tuned: folders of models; float32, bfloat16 or float16, in any shards.
         shard_bytes: size of the files written.
 
-    Returns:
-        The manifest, as it is written beside the diff.
-
     Raises:
         ModelNotFoundError: weights are missing or damaged.
         OptionError: `raw` is not the base of `tuned`.
@@ -90,17 +84,17 @@ def make_diff(
     after = WeightFiles(tuned)
     before = Base(raw, after)
     shapes = {name: (entry.shape, torch.float32) for name, entry in after.items()}
-    size = num_bytes(shapes)
     shards = in_shards(shapes, limit=shard_bytes)
+    size = shards.metadata["total_size"]
     records: dict[str, Record] = {}
     with whole_folder(out, size) as folder:
         with tensor_file(folder / CORRECTIONS, after) as notes:
-            for file, names in shards.items():
+            for file, names in shards.filename_to_tensors.items():
                 with tensor_file(folder / file, names) as weights:
                     for name in names:
                         progress("making the diff", len(records), len(after))
                         records[name] = _subtract(name, before, after, weights, notes)
-        write_index(folder, shards, size)
+        write_index(folder, shards)
         manifest = Manifest(records, base=raw.name, others=_copy(tuned, folder))
         manifest.save(folder)
         progress("making the diff", len(records), len(after))
@@ -139,17 +133,17 @@ def recover(
     if manifest is not None:
         check_names(changes, manifest.tensors)
         check_others(diff, manifest)
-        dtypes = {key: record.torch_dtype for key, record in manifest.tensors.items()}
+        dtypes = {key: getattr(torch, record.dtype) for key, record in manifest.tensors.items()}
     shapes = {key: (entry.shape, wanted or dtypes[key]) for key, entry in changes.items()}
-    size = num_bytes(shapes)
+    shards = in_shards(shapes, limit=shard_bytes)
+    size = shards.metadata["total_size"]
     check_room(out, size)
     if manifest is not None:
         check_base(before, manifest, progress)
-    shards = in_shards(shapes, limit=shard_bytes)
     release = released_as(name or str(diff), changes)
     done, total = 0, before.rotary_sum() if release else 0.0
     with whole_folder(out, size) as folder:
-        for file, names in shards.items():
+        for file, names in shards.filename_to_tensors.items():
             with tensor_file(folder / file, names) as weights:
                 for key in names:
                     progress("recovering", done, len(changes))
@@ -162,11 +156,13 @@ def recover(
                             "fetch it again"
                         )
                     done, total = done + 1, total + part
-        write_index(folder, shards, size)
+        write_index(folder, shards)
         if naive_check and release is not None:
             check_sum(release, total, name or str(diff))
         _copy(diff, folder)
-        _describe(folder, name or str(diff))
+        config = released_config(name or str(diff))
+        if config is not None and not (folder / GIST_CONFIG).exists():
+            config.save(folder)
         progress("recovering", done, len(changes))
 
 
@@ -180,17 +176,11 @@ def recovered(
 ) -> str:
     """The folder in the cache with diff and base added, which loads like any model.
 
-    Made by the first call, and again when a file has changed.
-
-    Args:
-        name: what the diff is called: its folder or hub id.
-        diff, raw: folders of the diff and its base.
-        cache_dir: where the result is stored; default: Hugging Face's cache.
-
-    Raises: as `recover`.
+    Made by the first call, and again when a file has changed. `name` is the diff's folder or hub
+    id. Raises: as `recover`.
     """
     home = Path(HF_HOME) / "gistkit" if cache_dir is None else Path(cache_dir)
-    out = home / FOLDER / f"{Path(name).name}-{_state(diff, raw)[:16]}"
+    out = home / "recovered" / f"{Path(name).name}-{_state(diff, raw)[:16]}"
     if not out.is_dir():
         try:
             recover(raw, diff, out, name=name, progress=progress)
@@ -264,20 +254,12 @@ def _copy(source: Path, folder: Path) -> dict[str, str]:
     return {name: file_digest(folder / name) for name in BESIDE if (folder / name).is_file()}
 
 
-def _describe(folder: Path, name: str) -> None:
-    config = released_config(name)
-    if config is not None and not (folder / GIST_CONFIG).exists():
-        config.save(folder)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What was compared and found to be equal.
 
-    Attributes:
-        tensors: how many the diff has.
-        checked: which of "diff", "raw", "tuned" were compared, tensor by tensor.
-        weight_sum, published_sum: of a released model, the sum found and the published one.
+    `checked` says which of "diff", "raw", "tuned" were compared, tensor by tensor; the sums are
+    those of a released model.
     """
 
     tensors: int
@@ -296,10 +278,8 @@ def verify(
 ) -> Verdict:
     """Compare a diff, and if given its base and the tuned model, with the digests in its manifest.
 
-    Writes nothing. Of a released diff, which has no manifest, the sum of weights is compared.
-
-    Args:
-        name: what the diff is called, where its folder is called otherwise (a hub id).
+    Writes nothing. Of a released diff, which has no manifest, the sum of weights is compared;
+    `name` is its hub id, where its folder is called otherwise.
 
     Raises:
         ModelNotFoundError: a file is missing or damaged; a tensor is not what the manifest says.
@@ -313,20 +293,19 @@ def verify(
     check_names(files, manifest.tensors)
     Corrections(diff, manifest)
     check_others(diff, manifest)
-    _compare(files, {name: r.diff for name, r in manifest.tensors.items()}, "diff", progress)
+    _compare(files, manifest, "diff", progress)
     if base is not None:
         check_base(base, manifest, progress)
     if after is not None:
         check_names(after, manifest.tensors)
-        _compare(after, {n: r.tuned for n, r in manifest.tensors.items()}, "tuned", progress)
+        _compare(after, manifest, "tuned", progress)
     given = {"diff": True, "raw": raw is not None, "tuned": tuned is not None}
     return Verdict(tensors=len(files), checked=tuple(key for key, value in given.items() if value))
 
 
 def check_base(base: Base, manifest: Manifest, progress: Progress = silent) -> None:
     """Raise OptionError unless the diff was made from this base; names the first tensor."""
-    digests = _digests(base.read, base.other, manifest.tensors, "checking the base", progress)
-    for name, digest in digests:
+    for name, digest in _digests(base.read, base.other, "checking the base", progress):
         if digest != manifest.tensors[name].raw:
             raise base.misfit(f"{name} holds other numbers")
 
@@ -370,13 +349,10 @@ def released_as(name: str, files: WeightFiles) -> Released | None:
 
 
 def _compare(
-    files: WeightFiles,
-    digests: Mapping[str, str],
-    which: Literal["diff", "tuned"],
-    progress: Progress,
+    files: WeightFiles, manifest: Manifest, which: Literal["diff", "tuned"], progress: Progress
 ) -> None:
-    for name, digest in _digests(files.read, files, digests, f"checking the {which}", progress):
-        if digest != digests[name]:
+    for name, digest in _digests(files.read, files, f"checking the {which}", progress):
+        if digest != getattr(manifest.tensors[name], which):
             raise ModelNotFoundError(
                 f"{files.folder} is damaged, or another model: {name} in {files[name].file.name} "
                 f"holds other numbers than {MANIFEST} says; fetch it again"
@@ -384,20 +360,16 @@ def _compare(
 
 
 def _digests(
-    read: Callable[[str, int, int], Tensor],
-    files: WeightFiles,
-    names: Collection[str],
-    what: str,
-    progress: Progress,
+    read: Callable[[str, int, int], Tensor], files: WeightFiles, what: str, progress: Progress
 ) -> Iterator[tuple[str, str]]:
     """Name and digest of each tensor, read in the blocks of `files`."""
-    for done, name in enumerate(names):
-        progress(what, done, len(names))
+    for done, (name, entry) in enumerate(files.items()):
+        progress(what, done, len(files))
         digest = Digest()
-        for start, stop in files[name].blocks():
+        for start, stop in entry.blocks():
             digest.add(read(name, start, stop))
         yield name, str(digest)
-    progress(what, len(names), len(names))
+    progress(what, len(files), len(files))
 
 
 def _verify_sum(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -65,10 +66,8 @@ class Entry:
 class WeightFiles(Mapping[str, Entry]):
     """Names and shapes of all tensors in a folder; `read` fetches rows.
 
-    Raises:
-        ModelNotFoundError: no weights there, a shard is missing, damaged, or holds other tensors
-            than its index says.
-        OptionError: weights that are neither float32, bfloat16 nor float16.
+    Raises ModelNotFoundError if weights are missing, damaged or not those of the index, OptionError
+    if they are neither float32, bfloat16 nor float16.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -95,25 +94,20 @@ class WeightFiles(Mapping[str, Entry]):
         """Rows [start, stop) as they are stored, not to be changed (raises ModelNotFoundError)."""
         entry = self[name]
         try:
-            return self._rows(entry, name, start, stop)
+            if self._opened is None or self._opened[0] != name or self._reads >= READS:
+                self._opened = None  # gives back the pages read before
+                self._opened = (name, _open(entry.file))
+                self._reads = 0
+            self._reads += 1
+            source = self._opened[1]
+            pickled = isinstance(source, dict)
+            if not entry.shape:
+                scalar: Tensor = source[name] if pickled else source.get_tensor(name)
+                return scalar.reshape(1)
+            rows: Tensor = (source[name] if pickled else source.get_slice(name))[start:stop]
+            return rows.contiguous()
         except UNREADABLE as error:
             raise damaged(entry.file, error) from error
-
-    def _rows(self, entry: Entry, name: str, start: int, stop: int) -> Tensor:
-        if self._opened is None or self._opened[0] != name or self._reads >= READS:
-            self._opened = None  # gives back the pages read before
-            self._opened = (name, _open(entry.file))
-            self._reads = 0
-        self._reads += 1
-        source = self._opened[1]
-        if isinstance(source, dict):
-            tensor: Tensor = source[name]
-            return tensor[start:stop].contiguous() if entry.shape else tensor.reshape(1)
-        if not entry.shape:
-            scalar: Tensor = source.get_tensor(name)
-            return scalar.reshape(1)
-        rows: Tensor = source.get_slice(name)[start:stop]
-        return rows
 
 
 def _listed(folder: Path) -> dict[Path, set[str] | None]:
@@ -152,7 +146,7 @@ def _entries(file: Path) -> dict[str, Entry]:
             if isinstance(source, dict):
                 tensor = source[name]
                 if not (isinstance(name, str) and isinstance(tensor, Tensor)):
-                    raise ValueError(f"it holds {name!r}, which is no tensor")
+                    raise ValueError(f"it contains {name!r}, which is not a tensor")
                 if tensor.device.type != "cpu" or tensor.layout != torch.strided:
                     raise ValueError(f"{name} has no numbers, or not all")  # meta, sparse
                 shape = tuple(tensor.shape)
@@ -188,17 +182,14 @@ def _open(file: Path) -> Any:
 def damaged(file: Path, error: object) -> ModelNotFoundError:
     reason = " ".join(str(error).split())[:200] or repr(error)
     if isinstance(error, pickle.UnpicklingError):  # torch's message says how to run it anyway
-        reason = "it is damaged, or holds more than tensors; nothing in it was run"
+        reason = "it is damaged, or contains more than tensors; nothing in it was run"
     return ModelNotFoundError(f"cannot read {file}: {reason}; fetch it again")
 
 
 class TensorFile:
-    """A safetensors file to which rows are appended.
+    """A safetensors file to which rows of the tensors `names` are appended.
 
     The header comes first in the format but is known last, so room is left for it.
-
-    Args:
-        names: all tensors that may be appended.
     """
 
     def __init__(self, file: BinaryIO, names: Iterable[str]) -> None:
@@ -246,35 +237,24 @@ def tensor_file(path: Path, names: Iterable[str]) -> Iterator[TensorFile]:
 Shape = tuple[tuple[int, ...], torch.dtype]
 
 
-def num_bytes(tensors: Mapping[str, Shape]) -> int:
-    return sum(prod(shape) * dtype.itemsize for shape, dtype in tensors.values())
-
-
-def in_shards(tensors: Mapping[str, Shape], *, limit: int) -> dict[str, list[str]]:
-    """Which tensors go into which file, by names as transformers gives them.
+def in_shards(tensors: Mapping[str, Shape], *, limit: int) -> StateDictSplit:
+    """Which tensors go into which file, with names as transformers gives them.
 
     Wide numbers come first: the format leaves no gaps, and they must be aligned.
     """
-    groups: list[list[str]] = [[]]
-    size = 0
-    for name in sorted(tensors, key=lambda name: -tensors[name][1].itemsize):
-        more = num_bytes({name: tensors[name]})
-        if groups[-1] and size + more > limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += more
-    if len(groups) == 1:
-        return {SINGLE: groups[0]}
-    count = len(groups)
-    return {f"model-{i:05}-of-{count:05}.safetensors": names for i, names in enumerate(groups, 1)}
+    ordered = sorted(tensors.items(), key=lambda item: -item[1][1].itemsize)
+    return split_state_dict_into_shards_factory(
+        dict(ordered),
+        get_storage_size=lambda shape: prod(shape[0]) * shape[1].itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=limit,
+    )
 
 
-def write_index(folder: Path, shards: Mapping[str, list[str]], size: int) -> None:
-    """Write the index that names the shard of every tensor, where there are several shards."""
-    if len(shards) > 1:
-        where = {name: file for file, names in shards.items() for name in names}
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
+def write_index(folder: Path, shards: StateDictSplit) -> None:
+    if shards.is_sharded:
+        weight_map = dict(sorted(shards.tensor_to_filename.items()))
+        index = {"metadata": shards.metadata, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
@@ -286,7 +266,7 @@ def check_room(out: Path, size: int) -> None:
     if (free := shutil.disk_usage(parent).free) < size + SPARE:
         raise SaveError(
             f"{out} needs {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; free space or "
-            "choose another place"
+            "choose another folder"
         )
 
 
@@ -294,14 +274,8 @@ def check_room(out: Path, size: int) -> None:
 def whole_folder(out: Path, size: int) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` at the end of the block, in one step.
 
-    Remains of a killed process are removed by the next one; concurrent writers wait.
-
-    Args:
-        out: a new folder, or an empty one.
-        size: bytes to be written.
-
-    Raises:
-        SaveError: `out` holds something already, the disk has no room, or writing failed.
+    Remains of a killed process are removed by the next one; concurrent writers wait. Raises
+    SaveError if `out` is not empty, the disk has no room for `size` bytes, or writing failed.
     """
     partial = out.parent / f".{out.name}.partial"
     try:
@@ -318,7 +292,7 @@ def whole_folder(out: Path, size: int) -> Iterator[Path]:
         raise
     except OSError as error:
         raise SaveError(
-            f"could not write {out}: {error.strerror or error}; free space or choose another place"
+            f"could not write {out}: {error.strerror or error}; free space or choose another folder"
         ) from error
 
 

@@ -73,7 +73,7 @@ class TrainingConfig(RunArguments):
         try:
             args = Seq2SeqTrainingArguments(**given, report_to="none")  # `reporting` does
         except (ValueError, TypeError, ImportError) as error:
-            raise OptionError(_in_our_keys(error)) from error
+            raise OptionError(_with_sections(error)) from error
         if args.fp16 and args.device.type == "cpu":  # accelerate would ignore it
             raise OptionError("training.fp16 needs a GPU; training.bf16 works on the CPU, too")
         if args.use_liger_kernel and find_spec("liger_kernel") is None:
@@ -96,7 +96,7 @@ def _check_deepspeed(given: Any) -> None:
         raise MissingExtraError("deepspeed", "deepspeed")
 
 
-def _in_our_keys(error: Exception) -> str:
+def _with_sections(error: Exception) -> str:
     text = str(error).splitlines()[0]
     if "use_cpu" in text:
         return "training.bf16 without a GPU needs training.use_cpu=true"
@@ -154,25 +154,24 @@ def _parse(raw: Mapping[str, Any]) -> TrainingConfig:
             log.warning("training.%s has no effect: %s", key, IGNORED[key])
         hf[key] = value
     wandb: WandbArguments = _make(WandbArguments, "wandb", raw.get("wandb", {}))
-    switches = {
-        key: training[key]
-        for key in RUN_FIELDS
-        if isinstance(RUN_FIELDS[key].default, bool) and training.get(key) is not None
+    own = {key: training[key] for key in RUN_FIELDS if training.get(key) is not None}
+    own |= {
+        "lora": parse_lora(own.get("lora")),
+        "objective": parse_objective(own.get("objective")),
+        "packing": parse_packing(own.get("packing")),
+        "report_to": parse_reports(own.get("report_to"), wandb.log),
     }
-    for key, value in switches.items():
-        check_switch(f"training.{key}", value)
+    for key, value in own.items():
+        if isinstance(RUN_FIELDS[key].default, bool):
+            check_switch(f"training.{key}", value)
     config = TrainingConfig(
         model=parse_model(raw.get("model", {})),
         data=parse_data(raw.get("data", {})),
         gist=gist,
-        lora=parse_lora(training.get("lora")),
         hf=hf,
         wandb=wandb,
-        report_to=parse_reports(training.get("report_to"), wandb.log),
         evaluation=_make(EvaluationArguments, "evaluation", raw.get("evaluation", {})),
-        objective=parse_objective(training.get("objective")),
-        packing=parse_packing(training.get("packing")),
-        **switches,
+        **own,
     )
     check_teacher(config)
     return config
@@ -208,13 +207,11 @@ def check_value(key: str, value: Any) -> None:
 
 
 def check_switch(key: str, value: Any) -> None:
-    """Raise OptionError unless the value of `key` is true or false."""
     if not isinstance(value, bool):
         raise OptionError(f"{key} must be true or false, not {value!r}")
 
 
 def parse_model(raw: Mapping[str, Any]) -> ModelArguments:
-    """`model` (raises OptionError)."""
     model: ModelArguments = _make(ModelArguments, "model", raw)
     if model.config and model.pretrained:
         raise OptionError(
@@ -228,7 +225,6 @@ def parse_model(raw: Mapping[str, Any]) -> ModelArguments:
 
 
 def parse_data(raw: Mapping[str, Any]) -> DataConfig:
-    """`data` (raises OptionError); `splits` is a name, or a list of them."""
     given = {**raw}
     if "tasks" in given:
         given["tasks"] = _make(TaskConfig, "data.tasks", given["tasks"] or {})
@@ -243,10 +239,6 @@ def parse_data(raw: Mapping[str, Any]) -> DataConfig:
 
 
 def parse_gist(raw: Mapping[str, Any]) -> GistArguments:
-    """`training.gist` (raises OptionError).
-
-    `condition` is a name, or weights by name; `num_gist_tokens` a number, or a list of them.
-    """
     given = {**raw}
     if "condition" in given:
         given["condition"] = _condition_weights(given["condition"])
@@ -288,11 +280,7 @@ def _gist_tokens(given: Any) -> tuple[int, ...]:
 
 
 def parse_lora(raw: Mapping[str, Any] | bool | None) -> LoraArguments | None:
-    """`training.lora`: null or false trains all weights, true or a mapping trains an adapter.
-
-    Raises:
-        OptionError: an unknown key, or a value out of range.
-    """
+    """Null or false trains all weights, true or a mapping trains an adapter."""
     if raw is None or raw is False:
         return None
     if raw is not True and not isinstance(raw, Mapping):
@@ -309,7 +297,6 @@ def parse_lora(raw: Mapping[str, Any] | bool | None) -> LoraArguments | None:
 
 
 def parse_reports(given: str | Iterable[str] | None, wandb: bool) -> tuple[str, ...]:
-    """`training.report_to`, a name or several, and `wandb.log` (raises OptionError)."""
     names = {given} if isinstance(given, str) else set(given or ())
     names = (names - {"none"}) | ({"wandb"} if wandb else set())
     for name in sorted(names - set(REPORTS)):
@@ -319,7 +306,6 @@ def parse_reports(given: str | Iterable[str] | None, wandb: bool) -> tuple[str, 
 
 
 def parse_objective(raw: Any) -> dict[str, Any]:
-    """`training.objective`: a name, or a mapping with a name and settings (raises OptionError)."""
     given = {"name": raw} if isinstance(raw, str) else {"name": "cross_entropy", **(raw or {})}
     make_objective(given)
     return given
@@ -342,7 +328,6 @@ def check_teacher(config: TrainingConfig) -> None:
 
 
 def parse_packing(raw: Any) -> int | None:
-    """`training.packing`: tokens of a packed row; null or 0 pads instead (raises OptionError)."""
     if raw is None or raw is False or raw == 0:
         return None
     if type(raw) is not int or raw < 1:

@@ -4,7 +4,7 @@
 
 The Trainer writes a checkpoint file by file; a run killed meanwhile leaves half of one. The last
 file to be written, the seal, lists all others and their sizes: without it, or if a size differs, a
-checkpoint is not whole and is never resumed from. Only what resuming reads is listed: a card or a
+checkpoint is incomplete and is never resumed from. Only what resuming reads is listed: a card or a
 tokenizer may be written again.
 """
 
@@ -49,7 +49,7 @@ FREE = (
 
 
 def seal(checkpoint: Path, **more: float) -> None:
-    """Declare everything in `checkpoint` whole, and record `more` with it (raises SaveError)."""
+    """Mark `checkpoint` as complete, and record `more` with it (raises SaveError)."""
     sizes = {
         str(file.relative_to(checkpoint)): file.stat().st_size
         for file in sorted(checkpoint.rglob("*"))
@@ -60,7 +60,7 @@ def seal(checkpoint: Path, **more: float) -> None:
 
 
 def read_seal(checkpoint: Path) -> dict[str, Any] | None:
-    """What `seal` wrote, or None if the checkpoint is not whole."""
+    """What `seal` wrote, or None if the checkpoint is incomplete."""
     try:
         written = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
         for name, size in written["files"].items():
@@ -72,19 +72,18 @@ def read_seal(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """All checkpoints of a run, the latest first, whole or not."""
+    """All checkpoints of a run, the latest first, complete or not."""
     found = [p for p in folder.glob(f"{PREFIX}*") if re.fullmatch(rf"{PREFIX}\d+", p.name)]
     folders = (path for path in found if path.is_dir())
     return sorted(folders, key=lambda path: int(path.name.removeprefix(PREFIX)), reverse=True)
 
 
-def last_whole(folder: Path) -> Path | None:
-    """The latest whole checkpoint."""
+def last_complete(folder: Path) -> Path | None:
     return next((path for path in checkpoints(folder) if read_seal(path) is not None), None)
 
 
 def clear(folder: Path, *, everything: bool) -> None:
-    """Remove checkpoints that were never whole, or all of them; rename damaged ones."""
+    """Remove checkpoints that were never complete, or all of them; rename damaged ones."""
     for checkpoint in checkpoints(folder):
         if everything or not (checkpoint / SEAL).exists():
             reason = "training.overwrite_output_dir=true" if everything else "half-written"
@@ -109,11 +108,10 @@ def rotate(folder: Path, keep: int | None, best: str | None) -> None:
 
 
 def check_apart(folder: Path, model: str) -> None:
-    """Raise OptionError if a run into `folder` would overwrite the model it starts from."""
     start = Path(model).resolve()
     if folder.resolve() in (start, start.parent if start.name.startswith(PREFIX) else start):
         raise OptionError(
-            f"training.output_dir={folder} holds the model that the run starts from, and would "
+            f"training.output_dir={folder} is the model that the run starts from, and would "
             "overwrite it; choose another"
         )
 
@@ -124,21 +122,19 @@ def resume_point(
     """The checkpoint to resume from: the one `given`, or the last of `folder`; None to start over.
 
     Args:
-        folder: the output folder.
         config: the settings now, as `run.json` has them.
         given: `training.resume_from_checkpoint`.
-        overwrite: ignore what is in `folder`.
 
     Raises:
         OptionError: the checkpoints were made with other settings, or have no optimizer; the one
-            given is not whole; the folder contains a model that no run made.
+            given is incomplete; the folder contains a model that no run made.
     """
     if given is None and overwrite:
         return None
-    checkpoint = last_whole(folder) if given is None else Path(str(given))
+    checkpoint = last_complete(folder) if given is None else Path(str(given))
     if given is not None and (isinstance(given, bool) or read_seal(Path(given)) is None):
         raise OptionError(
-            f"training.resume_from_checkpoint={given} is no whole checkpoint; give a "
+            f"training.resume_from_checkpoint={given} is not a complete checkpoint; give a "
             "checkpoint-N folder, or leave it out to resume from the last"
         )
     check_same_run(folder if checkpoint is None else checkpoint.parent, config)
@@ -152,11 +148,7 @@ def resume_point(
 
 
 def check_same_run(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse to resume in a folder whose checkpoints were made with other settings.
-
-    Raises:
-        OptionError: naming the first setting that differs; a model that no run made is there.
-    """
+    """Raise OptionError, naming the first setting that differs, if `folder` is another run's."""
     if not checkpoints(folder):
         has = [name for name in ("config.json", "adapter_config.json") if (folder / name).exists()]
         if has and not (folder / RUN_FILE).exists():
@@ -169,7 +161,7 @@ def check_same_run(folder: Path, config: Mapping[str, Any]) -> None:
     try:
         written = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["config"]
         shared = written.keys() & config.keys()  # another version of gistkit may know others
-        before, now = (_flat({key: one[key] for key in shared}) for one in (written, config))
+        before, now = (_flat({key: run[key] for key in shared}) for run in (written, config))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise OptionError(
             f"{folder} has checkpoints of a run without a readable {RUN_FILE}; {START_OVER}"
@@ -194,7 +186,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
                 "wandb": "wandb"}  # fmt: skip
     for section, value in config.items():
         if section in prefixes:
-            flat |= {f"{prefixes[section]}.{key}": one for key, one in value.items()}
+            flat |= {f"{prefixes[section]}.{key}": item for key, item in value.items()}
         else:
             flat[f"training.{section}"] = value
     if isinstance(flat.get("training.lora"), Mapping):  # merging comes after training

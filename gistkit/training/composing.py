@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from gistkit.errors import GistkitError, MissingExtraError, OptionError
 from gistkit.training.settings import CONF, defaults, groups, help_text, nearest
@@ -135,17 +135,16 @@ def _replacing(setting: str) -> list[str]:
 def check(request: argparse.Namespace) -> None:
     """Compose and check every job beforehand: a sweep's last one would fail hours later.
 
-    Raises:
-        OptionError: a setting that cannot be parsed, an unknown key or group, a value out of range;
-            a launcher without -m, or one that this machine cannot serve.
-        MissingExtraError: a launcher that is not installed.
+    Raises: as `launch`; also for a launcher without -m, or one that this machine cannot serve.
     """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     if any(getattr(request, name) for name in OTHER_FILES):
-        return  # not our files: Hydra reports what is wrong with them
+        return  # not gistkit's files: Hydra reports what is wrong with them
+    section = None if request.package == "_global_" else request.package
     showing = any(getattr(request, name) for name in SHOWING)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -162,18 +161,12 @@ def check(request: argparse.Namespace) -> None:
                 if not showing:
                     _check_launcher(str(config.hydra.launcher._target_), request.multirun)
                     _check_job(config)
-                elif request.package and not _has(config, request.package):
-                    raise OptionError(f"--package {request.package}: there is no such section")
+                elif section and OmegaConf.select(config, section) is None:
+                    raise OptionError(f"--package {section}: there is no such section")
     except GistkitError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error) from error
-
-
-def _has(config: Any, section: str) -> bool:
-    from omegaconf import OmegaConf
-
-    return section == "_global_" or OmegaConf.select(config, section) is not None
 
 
 def _jobs(given: Sequence[str], *, sweep: bool) -> Iterator[list[str]]:
@@ -296,21 +289,17 @@ def register_defaults() -> None:
         },
         package="_global_",
     )
-    resolvers = {
-        "basename": lambda path: Path(str(path)).stem,
-        "joined": lambda value: (
-            "+".join(map(str, value)) if OmegaConf.is_config(value) else str(value)
-        ),
-    }
-    for name, resolve in resolvers.items():
-        OmegaConf.register_new_resolver(name, resolve, replace=True)
+
+    def joined(value: Any) -> str:
+        return "+".join(map(str, value)) if OmegaConf.is_config(value) else str(value)
+
+    add = OmegaConf.register_new_resolver
+    add("basename", lambda path: Path(str(path)).stem, replace=True)
+    add("joined", joined, replace=True)
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """The job's part of a composed configuration, as plain values."""
     from omegaconf import OmegaConf
 
     job = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    raw = OmegaConf.to_container(job, resolve=True)
-    assert isinstance(raw, dict)
-    return {str(key): value for key, value in raw.items()}
+    return cast("dict[str, Any]", OmegaConf.to_container(job, resolve=True))

@@ -95,10 +95,8 @@ def without_zero3(args: TrainingArguments) -> Iterator[None]:
 def whole_weights(model: nn.Module) -> Iterator[None]:
     """Inside, every rank has all weights of a sharded model, and may run it on its own.
 
-    Changes to the weights are lost.
-
-    Args:
-        model: as the Trainer wraps it: a DeepSpeed engine, an FSDP2 module, or neither.
+    Changes to the weights are lost. `model` is as the Trainer wraps it: a DeepSpeed engine, an
+    FSDP2 module, or neither.
     """
     engine: Any = model
     if type(model).__name__ == "DeepSpeedEngine" and engine.zero_optimization_stage() == 3:

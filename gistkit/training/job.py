@@ -63,14 +63,13 @@ def run(
     `training.overwrite_output_dir` is set.
 
     Args:
-        config: the run.
         make_evaluate: makes the function that scores a model on the validation splits.
         callbacks: more of the Trainer's callbacks; with some, no lines are printed.
 
     Raises:
         OptionError, DataError, ModelError: something in the config cannot be used.
         TrainingError: the loss is not a number, or memory ran out.
-        SaveError: a checkpoint could not be written; older ones are whole.
+        SaveError: a checkpoint could not be written; older ones are complete.
     """
     with explained():
         opened = open_run(config)
@@ -87,11 +86,7 @@ def run(
 class Run:
     """What is known of a run before there is a model.
 
-    Attributes:
-        settings: the configuration as `run.json` has it.
-        args: Hugging Face's.
-        train, splits: rows to learn from, and rows of each validation split.
-        checkpoint: the one to resume from, if any.
+    `settings` is the configuration as `run.json` has it; `checkpoint` is where to resume from.
     """
 
     config: TrainingConfig
@@ -104,10 +99,7 @@ class Run:
 
 
 def open_run(config: TrainingConfig) -> Run:
-    """Read settings, folder and data, and refuse what cannot be run; changes nothing on disk.
-
-    Raises: as `run`, for mistakes that show without a model.
-    """
+    """Read settings, folder and data, and refuse what cannot be run; changes nothing on disk."""
     folder = output_folder(config)
     args = config.training_arguments(folder)
     settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=dict))
@@ -126,7 +118,6 @@ def open_run(config: TrainingConfig) -> Run:
 
 
 def output_folder(config: TrainingConfig) -> Path:
-    """Where the run writes: `training.output_dir`, created if missing (raises SaveError)."""
     default = f"exp/{config.wandb.group}/{config.wandb.name}"
     folder = Path(str(config.hf.get("output_dir") or default))
     try:
@@ -163,7 +154,6 @@ def check_best_metric(args: Seq2SeqTrainingArguments, splits: Mapping[str, objec
 def build(
     opened: Run, evaluate: Evaluate | None, callbacks: Sequence[TrainerCallback]
 ) -> GistTrainer:
-    """The model, what it learns from, and the Trainer that puts them together (raises as `run`)."""
     config, args = opened.config, opened.args
     with without_zero3(args):
         model = start_model(config, args.seed)
@@ -189,7 +179,7 @@ def build(
         evaluate,
         args=args,
         train_dataset=rows if args.do_train else None,
-        eval_dataset=[None] if opened.splits else None,  # the Trainer wants one; ours has `splits`
+        eval_dataset=[None] if opened.splits else None,  # the Trainer wants one
         data_collator=collate,
         objective=make_objective(config.objective),
         in_order=config.in_order,
@@ -206,11 +196,7 @@ def build(
 def training_rows(
     opened: Run, model: GistModel
 ) -> tuple[TrainingRows | TokenizedRows, Callable[[list[Any]], Batch]]:
-    """The rows to learn from, tokenized now or batch by batch, and what makes batches of them.
-
-    Raises:
-        OptionError: a k that leaves no room in a row for anything else.
-    """
+    """The rows to learn from, tokenized now or batch by batch, and their collator."""
     config, args = opened.config, opened.args
     limits = Limits.for_split("train")
     encoder_decoder = model.adapter.padding_side == "right"
@@ -239,7 +225,6 @@ def training_rows(
 
 
 def fit(opened: Run, trainer: GistTrainer) -> dict[str, float]:
-    """Train, save and evaluate; returns all scores and losses (raises as `run`)."""
     args = opened.args
     results: dict[str, float] = {}
     if trainer.is_world_process_zero():
@@ -259,7 +244,6 @@ def fit(opened: Run, trainer: GistTrainer) -> dict[str, float]:
 
 
 def write_run_file(opened: Run) -> None:
-    """`run.json`: the configuration, versions and seed."""
     content = {
         "schema_version": SCHEMA_VERSION,
         "seed": opened.args.seed,

@@ -33,9 +33,7 @@ class Step:
     """A batch, and the model that learns from it.
 
     Attributes:
-        model: the gist model.
         wrapped: the transformers model as the trainer wrapped it (DDP, DeepSpeed, PEFT, ...).
-        batch: as the collator made it.
         base: a context in which the model is what it was before LoRA; without LoRA it does nothing.
         start: a frozen copy of the model that the run started from (`frozen`), if it teaches.
     """
@@ -160,10 +158,10 @@ class Distillation:
 
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         """KL(teacher || student) [M] of logits [M, V], times temperature squared."""
-        mine = functional.log_softmax(student.float() / self.temperature, -1)
-        given = functional.log_softmax(teacher.float() / self.temperature, -1)
-        each = functional.kl_div(mine, given, reduction="none", log_target=True).sum(-1)
-        return each * self.temperature**2
+        predicted = functional.log_softmax(student.float() / self.temperature, -1)
+        target = functional.log_softmax(teacher.float() / self.temperature, -1)
+        divergence = functional.kl_div(predicted, target, reduction="none", log_target=True).sum(-1)
+        return divergence * self.temperature**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +177,7 @@ OBJECTIVES: Mapping[str, type[Any]] = MappingProxyType(
 
 
 def make_objective(raw: str | Mapping[str, Any]) -> Objective:
-    """`training.objective`: a name, or a mapping with `name` and the attributes of its class.
-
-    Raises:
-        OptionError: an unknown name, attribute or value.
-    """
+    """`training.objective`: a name, or a mapping of `name` and settings (raises OptionError)."""
     given = {"name": raw} if isinstance(raw, str) else {**raw}
     name = given.pop("name", "cross_entropy")
     if name not in OBJECTIVES:

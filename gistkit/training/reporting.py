@@ -2,7 +2,7 @@
 
 Trainer ── on_log ──> JsonLines           train_log.jsonl, always
                       Display             a bar on a terminal, lines elsewhere
-                      TensorBoard, WandB  Hugging Face's, if asked for
+                      TensorBoard, WandB  Hugging Face's, if requested
 the end ── plot_curves ──> training.png
 """
 
@@ -50,13 +50,11 @@ def reporting(
     """The reporters of a run, closed when it ends, however it does; then the curves are plotted.
 
     Args:
-        config: which reports are wanted, and under which names.
-        folder: where they are written.
         first_rank: other ranks get no reporter.
         lines: print lines if there is no terminal to draw a bar on.
 
     Raises:
-        MissingExtraError: a report was asked for whose package is not installed.
+        MissingExtraError: a report was requested whose package is not installed.
     """
     if not first_rank:
         yield []
@@ -88,15 +86,14 @@ class JsonLines(TrainerCallback):
         if not state.is_world_process_zero:
             return
         old = read_lines(self.path)
-        kept = until_checkpoint(old[: len(old) - len(self.written)], state)
-        if kept:
-            self.start -= kept[-1]["seconds"]
-        write_text(self.path, "".join(map(_dump, [*kept, *self.written])))
+        earlier = until_checkpoint(old[: len(old) - len(self.written)], state)
+        if earlier:
+            self.start -= earlier[-1]["seconds"]
+        write_text(self.path, "".join(map(_dump, [*earlier, *self.written])))
 
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
     ) -> None:
-        """Append one line, on disk when this returns (raises SaveError)."""
         if not state.is_world_process_zero:
             return
         line = {
@@ -159,7 +156,6 @@ class Display(TrainerCallback):
     Args:
         bar: draw a bar; None: if stderr is a terminal.
         lines: print lines if there is no bar.
-        console: where to; default: stderr.
     """
 
     def __init__(
@@ -211,7 +207,6 @@ class Display(TrainerCallback):
             self.mark = _now(state)  # evaluating is not reading tokens
 
     def close(self) -> None:
-        """Remove the bar; the cursor comes back."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
@@ -245,13 +240,10 @@ def _now(state: TrainerState) -> tuple[int, int, float]:
 
 
 def trackers(config: TrainingConfig, folder: Path) -> list["TensorBoard | WandB"]:
-    """The trackers of `training.report_to`.
+    """The trackers of `training.report_to` (raises MissingExtraError).
 
     Weights & Biases needs a key, or its offline mode; without either it is off, and the log says
     so.
-
-    Raises:
-        MissingExtraError: a package is not installed.
     """
     found: list[TensorBoard | WandB] = []
     if "tensorboard" in config.report_to:
@@ -282,7 +274,6 @@ class TensorBoard(TensorBoardCallback):
         super().on_train_begin(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        """Flush and close the file."""
         if self.tb_writer is not None:
             self.tb_writer.close()
             self.tb_writer = None
@@ -291,9 +282,7 @@ class TensorBoard(TensorBoardCallback):
 class WandB(WandbCallback):
     """Hugging Face's, with the published group and name; a resumed run continues the same run.
 
-    Args:
-        config: recorded with the run.
-        folder: where the run is kept (`wandb/`), and its id (`wandb.json`).
+    `folder` holds the run (`wandb/`) and its id (`wandb.json`).
     """
 
     _wandb: Any  # the module

@@ -1,8 +1,8 @@
-"""A Trainer that stops in time, says why, and leaves whole checkpoints behind.
+"""A Trainer that stops in time, says why, and leaves complete checkpoints behind.
 
 What is added to Hugging Face's: a loss or gradient that is not a number ends the run before weights
-change; a checkpoint counts only once it is whole, and older ones are removed only then; a resumed
-run reports the same losses as one that was never interrupted.
+change; only complete checkpoints count, and older ones are removed only after that; a resumed run
+reports the same losses as one that was never interrupted.
 """
 
 import math
@@ -55,8 +55,6 @@ def blamed(key: str) -> Iterator[None]:
 
 
 class SafeTrainer(Trainer):
-    """Hugging Face's Trainer with the guarantees of this module."""
-
     def __init__(self, **kwargs: Any) -> None:
         with blamed("training"):
             super().__init__(**kwargs)
@@ -67,34 +65,27 @@ class SafeTrainer(Trainer):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As Hugging Face's; also restores the loss since the last log line.
-
-        Raises:
-            DataError: there are fewer rows than a batch.
-        """
+        """As Hugging Face's; also restores the loss since the last log line."""
         self._seal = {}
         if isinstance(resume_from_checkpoint, str):
             self._seal = checkpoints.read_seal(Path(resume_from_checkpoint)) or {}
         outcome = super().train(resume_from_checkpoint, *args, **kwargs)
         if self.state.global_step == 0:
             raise DataError(
-                "there is no whole batch to learn from; lower training.per_device_train_batch_size "
+                "there is no full batch to learn from; lower training.per_device_train_batch_size "
                 "or give training.dataloader_drop_last=false"
             )
         return outcome
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """As Hugging Face's (raises OptionError for a value or a package it cannot use)."""
         with blamed("training.optim and its settings"):
             return super().create_optimizer(*args, **kwargs)
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """As Hugging Face's (raises OptionError for settings that do not fit the schedule)."""
         with blamed("training.lr_scheduler_type, training.lr_scheduler_kwargs"):
             return super().create_scheduler(*args, **kwargs)
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """As Hugging Face's (raises OptionError if the hub cannot be reached)."""
         try:
             super().init_hf_repo(*args, **kwargs)
         except Exception as error:  # of whatever network library it is
@@ -109,12 +100,7 @@ class SafeTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """One backward pass.
-
-        Raises:
-            TrainingError: the loss is not a finite number.
-            DataError: no batch of the step has anything to learn from.
-        """
+        """One backward pass; raises TrainingError if the loss is not finite."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not bool(torch.isfinite(loss)):
             if num_items_in_batch is not None and int(num_items_in_batch) == 0:
@@ -134,7 +120,7 @@ class SafeTrainer(Trainer):
         return norm
 
     def _diverged(self, what: str, where: str) -> TrainingError:
-        last = checkpoints.last_whole(Path(str(self.args.output_dir)))
+        last = checkpoints.last_complete(Path(str(self.args.output_dir)))
         saved = f"{last} is the last good checkpoint" if last else "there is no checkpoint yet"
         return TrainingError(
             f"{what} at step {self.state.global_step + 1}{where}; lower training.learning_rate, or "
@@ -148,7 +134,6 @@ class SafeTrainer(Trainer):
         return f", in a batch of {len(inputs['conditions'])} rows that begins {text!r}"
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Hugging Face's (raises SaveError if there is no space)."""
         try:
             super().save_model(output_dir, _internal_call=_internal_call)
         except FAILURES as error:
@@ -200,8 +185,10 @@ class _RestoreLoss(TrainerCallback):
 
 def _unsaved(folder: Path, checkpoint: Path, error: Exception) -> SaveError:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
-    last = checkpoints.last_whole(folder)
-    rest = f"{last} is whole, and the run resumes from it" if last else "there is no checkpoint yet"
+    last = checkpoints.last_complete(folder)
+    rest = (
+        f"{last} is complete, and the run resumes from it" if last else "there is no checkpoint yet"
+    )
     return SaveError(
         f"could not write {checkpoint}: {reason[:160]}; free space and rerun the command; {rest}"
     )

@@ -80,7 +80,7 @@ class ModelArguments:
         "google/flan-t5-base", "base model or gist model: folder, hub id, or `toy`"
     )
     pretrained: bool = setting(True, "false: random weights, from the config alone")
-    cache_dir: str | None = setting(".cache/", "where downloads are kept")
+    cache_dir: str | None = setting(".cache/", "folder of downloads")
     model_revision: str = setting("main", "branch, tag or commit of a hub id")
     config_name: str | None = setting(
         None, "read the config from here, with model.pretrained=false"
@@ -138,7 +138,7 @@ class EvaluationArguments:
 
 @dataclass(frozen=True)
 class RunArguments:
-    """The keys of `training` that are not Hugging Face's; `report_to` takes the place of theirs."""
+    """The keys of `training` that are not Hugging Face's; `report_to` replaces theirs."""
 
     lora: LoraArguments | None = setting(  # noqa: RUF009
         None,
@@ -350,7 +350,6 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def settings() -> list[Setting]:
-    """Every key of `conf/config.yaml`, with what it means."""
     return [_setting(key, default) for key, default in defaults().items()]
 
 
@@ -368,8 +367,8 @@ def _setting(key: str, default: str) -> Setting:
         return Setting(key, default, *keys.NOTES[key])
     from transformers import Seq2SeqTrainingArguments
 
-    theirs = Seq2SeqTrainingArguments.__dataclass_fields__[name].metadata["help"]
-    return Setting(key, default, " ".join(theirs.split()).removesuffix("."), "")
+    help = Seq2SeqTrainingArguments.__dataclass_fields__[name].metadata["help"]
+    return Setting(key, default, " ".join(help.split()).removesuffix("."), "")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -387,7 +386,6 @@ def groups() -> dict[str, list[str]]:
 
 
 def help_text() -> str:
-    """What `gistkit train --help` prints."""
     parts = [HELP, "Groups, as +GROUP=NAME:"]
     for group, names in groups().items():
         parts.append(_fill(f"  {group:11}", ", ".join(names), 13))
@@ -403,23 +401,19 @@ def _fill(first: str, text: str, indent: int) -> str:
 
 
 def page(others: Mapping[str, str]) -> str:
-    """docs/configuration.md.
-
-    Args:
-        others: default of each of Hugging Face's arguments, as it is to be shown.
-    """
+    """docs/configuration.md; `others` has the defaults of Hugging Face's arguments, as shown."""
     from gistkit.paper import keys
 
     rows = [PAGE.rstrip("\n")]
     rows += [f"| `+{group}=` | {', '.join(names)} |" for group, names in groups().items()]
     section = ""
-    for one in settings():
-        if one.key.split(".")[0] != section:
-            section = one.key.split(".")[0]
+    for row in settings():
+        if row.key.split(".")[0] != section:
+            section = row.key.split(".")[0]
             rows.append(
                 f"\n## {section}\n\n| key | default | meaning | published |\n|---|---|---|---|"
             )
-        cells = (f"`{one.key}`", f"`{one.default}`", one.meaning, one.published)
+        cells = (f"`{row.key}`", f"`{row.default}`", row.meaning, row.published)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     rows.append(REST.rstrip("\n"))
     for name, default in others.items():

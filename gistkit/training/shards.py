@@ -64,9 +64,6 @@ def consolidate(checkpoint: Path, out: Path, *, dtype: str | None = None) -> Pat
         out: the folder to write; may be `checkpoint` itself.
         dtype: of the weights written; default: as they are stored (DeepSpeed: float32).
 
-    Returns:
-        `out`.
-
     Raises:
         ModelNotFoundError: there are no shards, they are damaged, or they belong to another model.
         OptionError: the checkpoint is not sharded; an unknown dtype.
@@ -113,7 +110,9 @@ def _build_model(folder: Path, weights: Weights) -> GistModel:
     hf_model.load_state_dict(_renamed(weights, names, path), strict=False, assign=True)
     hf_model.tie_weights()
     if missing := sorted(name for name, p in hf_model.named_parameters() if p.is_meta):
-        raise ModelNotFoundError(f"the shards of {path} lack {missing[0]}; give a whole checkpoint")
+        raise ModelNotFoundError(
+            f"the shards of {path} lack {missing[0]}; give a complete checkpoint"
+        )
     gist_config = loading.load_gist_config(path) or GistConfig()
     return GistModel(hf_model, loading.load_tokenizer(path), gist_config)
 
@@ -125,8 +124,8 @@ def _renamed(weights: Weights, known: set[str], path: str) -> Weights:
         if named.keys() <= known:
             return named
     raise ModelNotFoundError(
-        f"the shards of {path} hold {min(weights.keys() - known)}, which is no part of the model "
-        "that its config.json describes"
+        f"the shards of {path} contain {min(weights.keys() - known)}, which is not part of the "
+        "model that its config.json describes"
     )
 
 
@@ -143,11 +142,7 @@ def find_shards(folder: Path) -> Path | None:
 
 
 def read_shards(folder: Path) -> Weights:
-    """All weights, whole; those of DeepSpeed are its float32 master copy.
-
-    Raises:
-        ModelNotFoundError: a shard is missing or damaged, or contains what is not allowed.
-    """
+    """All weights, whole; those of DeepSpeed are its float32 master copy."""
     try:
         if (folder / DCP_INDEX).is_file():
             return _read_dcp(folder)
@@ -156,7 +151,7 @@ def read_shards(folder: Path) -> Weights:
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelNotFoundError(
-            f"cannot read the shards in {folder}: {reason}; give a whole checkpoint"
+            f"cannot read the shards in {folder}: {reason}; give a complete checkpoint"
         ) from error
 
 

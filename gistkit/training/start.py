@@ -27,10 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def start_model(config: TrainingConfig, seed: int) -> GistModel:
-    """The model to train: its own weights, or random ones drawn with `seed`.
-
-    Raises: as `GistModel.from_base`; OptionError for a config that transformers refuses.
-    """
+    """The model to train: its own weights, or random ones drawn with `seed`."""
     args, ks = config.model, config.gist.num_gist_tokens
     path = base_path(args)
     before = trained_before(config)
@@ -55,11 +52,7 @@ def start_model(config: TrainingConfig, seed: int) -> GistModel:
 def random_model(
     args: ModelArguments, path: str, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    """A model of random weights: of `model.config`, over what is at `path` or `config_name`.
-
-    Raises:
-        OptionError: transformers refuses the config.
-    """
+    """Random weights; the config is `model.config`, over what is at `path` or `config_name`."""
     values = dict(args.config)
     try:
         if "model_type" in values:
@@ -91,9 +84,6 @@ def set_attention(model: GistModel, name: str | None) -> None:
 
     Packed rows benefit from "flex_attention" on a GPU: its block mask skips what no token sees. All
     implementations read one mask definition (`gistkit.masks`).
-
-    Raises:
-        OptionError: the model's family has no such attention, or cannot train with it here.
     """
     if name is None:
         return
@@ -107,12 +97,7 @@ def set_attention(model: GistModel, name: str | None) -> None:
 
 
 def add_adapter(model: GistModel, config: TrainingConfig) -> "LoraModel":
-    """Freeze `model` and give it a new adapter; `model.hf_model` stays the same object.
-
-    Raises:
-        MissingExtraError: PEFT is not installed.
-        OptionError: the base could not be loaded again with the adapter.
-    """
+    """Freeze `model` and give it a new adapter; `model.hf_model` stays the same object."""
     from gistkit.models import lora
 
     args, start = config.lora, config.model
@@ -171,12 +156,7 @@ def _join(values: Sequence[object]) -> str:
 
 
 def base_path(args: ModelArguments) -> str:
-    """Folder or hub id of the base model; of another revision than "main", the copy fetched.
-
-    Raises:
-        OptionError: a revision of a folder.
-        ModelNotFoundError: there is no model of that name.
-    """
+    """Folder or hub id of the base model; of another revision than "main", the copy fetched."""
     path = loading.resolve(args.model_name_or_path)
     if args.model_revision == "main":
         return path

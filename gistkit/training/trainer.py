@@ -33,7 +33,6 @@ class GistTrainer(SafeTrainer):
     """Trains a GistModel; checkpoints are gist models that `from_pretrained` loads.
 
     Args:
-        gist_model: what is trained.
         evaluate_splits: scores the model whenever the Trainer evaluates.
         objective: what is minimised; the published one by default.
         in_order: keep the order of the data (see `OrderedLengthSampler`).
@@ -107,7 +106,7 @@ class GistTrainer(SafeTrainer):
         return metrics
 
     def _prepare_evaluation(self) -> None:
-        """Outside of training: put the model on its device, in half precision if asked for.
+        """Outside of training: put the model on its device, in half precision if requested.
 
         Hugging Face does both in its own evaluation loop. Only parameters are rounded: in bfloat16
         the buffers of rotary embeddings would rotate by wrong angles. Sharded models are left
@@ -158,11 +157,6 @@ class OrderedLengthSampler(Sampler[int]):
     A data set that grows harder is a curriculum only while its order is kept; padding is small only
     if a batch holds like lengths. So rows are sorted by length within windows of the data's order,
     and the batches of a window are shuffled.
-
-    Args:
-        lengths: tokens of each row.
-        batch_size: rows of a batch.
-        seed: of the shuffle inside windows.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -189,8 +183,8 @@ class OrderedLengthSampler(Sampler[int]):
 class GroupedLengthSampler(Sampler[int]):
     """Hugging Face's grouping by length, in an order that follows from seed and epoch alone.
 
-    Theirs draws from the global random state, so a run resumed in a later epoch would see other
-    batches than an uninterrupted one.
+    The original draws from the global random state, so a run resumed in a later epoch would see
+    other batches than an uninterrupted one.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -203,7 +197,6 @@ class GroupedLengthSampler(Sampler[int]):
         return len(self.lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:

@@ -173,7 +173,7 @@ def test_killed_while_writing_a_checkpoint(
     torn = tmp_path / "checkpoint-6"
     assert torn.exists()
     assert (checkpoints.read_seal(torn) is None) == (name != "rotate")
-    assert checkpoints.last_whole(tmp_path) == tmp_path / (
+    assert checkpoints.last_complete(tmp_path) == tmp_path / (
         "checkpoint-6" if name == "rotate" else "checkpoint-3"
     )
     train(base, tmp_path, **LONG)

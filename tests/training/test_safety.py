@@ -137,7 +137,7 @@ def test_a_run_does_not_overwrite_the_model_it_starts_from(tmp_path: Path, overw
     start = save_base(tmp_path / "start")
     before = {path.name: path.read_bytes() for path in start.iterdir() if path.is_file()}
     message = refused(start, start, overwrite_output_dir=overwrite)
-    assert "holds the model that the run starts from" in message
+    assert "is the model that the run starts from" in message
     assert {p.name: p.read_bytes() for p in start.iterdir() if p.is_file()} == before
 
 
@@ -157,7 +157,7 @@ def test_what_may_change_when_a_run_resumes(base: Path, tmp_path: Path) -> None:
     free = {"logging_steps": 2, "save_steps": 1, "save_total_limit": 3, "weight_decay": 0.0}
     train(base, tmp_path, max_steps=3, do_eval=True, **free)
     assert sorted(losses(tmp_path)) == [1, 2]  # the third is not logged
-    assert checkpoints.last_whole(tmp_path) == tmp_path / "checkpoint-3"
+    assert checkpoints.last_complete(tmp_path) == tmp_path / "checkpoint-3"
 
 
 def test_overwriting_starts_over(base: Path, tmp_path: Path) -> None:
@@ -173,16 +173,16 @@ def test_resuming_from_a_checkpoint_by_name(base: Path, tmp_path: Path) -> None:
     train(base, tmp_path / "new", max_steps=4, resume_from_checkpoint=first)
     assert losses(tmp_path / "new") == losses(tmp_path / "old")
     message = refused(base, tmp_path / "new", max_steps=4, resume_from_checkpoint=str(tmp_path))
-    assert "no whole checkpoint" in message
+    assert "not a complete checkpoint" in message
     message = refused(base, tmp_path / "new", max_steps=4, resume_from_checkpoint=True)
-    assert "resume_from_checkpoint=True is no whole checkpoint" in message
+    assert "resume_from_checkpoint=True is not a complete checkpoint" in message
     other = {"gist": {"num_gist_tokens": 3}, "resume_from_checkpoint": first}
     assert "num_gist_tokens was [2, 1]" in refused(base, tmp_path / "other", **other)
 
 
 def test_a_checkpoint_without_its_optimizer(base: Path, tmp_path: Path) -> None:
     train(base, tmp_path, max_steps=2, save_only_model=True)
-    kept = checkpoints.last_whole(tmp_path)
+    kept = checkpoints.last_complete(tmp_path)
     assert kept is not None
     assert GistModel.from_pretrained(kept).config.num_gist_tokens == (2, 1)
     assert "was saved without its optimizer" in refused(base, tmp_path, save_only_model=True)
@@ -250,7 +250,7 @@ def test_more_gist_tokens_than_a_row_holds(base: Path, tmp_path: Path) -> None:
         ({"lr_scheduler_kwargs": {"foo": 1}}, "unexpected keyword argument 'foo'"),
         ({"fsdp": "full_shard"}, "only works in distributed training"),
         ({"use_liger_kernel": True}, "pip install liger-kernel"),
-        ({"dataloader_drop_last": True, "per_device_train_batch_size": 64}, "no whole batch"),
+        ({"dataloader_drop_last": True, "per_device_train_batch_size": 64}, "no full batch"),
         ({"max_steps": 1.5}, "max_steps must be a whole number, not 1.5"),
         ({"seed": 1.5}, "seed must be a whole number, not 1.5"),
         ({"seed": 2**40}, "below 2**32"),
@@ -289,7 +289,7 @@ def test_a_full_disk(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         train(base, tmp_path, save_steps=1)
     message = str(caught.value)
     assert "No space left on device; free space" in message
-    assert "checkpoint-1 is whole" in message
+    assert "checkpoint-1 is complete" in message
     assert checkpoints.checkpoints(tmp_path) == [tmp_path / "checkpoint-1"]
     monkeypatch.undo()
     train(base, tmp_path, save_steps=1)

@@ -128,7 +128,7 @@ def test_a_shard_is_missing_or_cut_short(tmp_path: Path) -> None:
 def test_shards_of_another_model(tmp_path: Path) -> None:
     unweighted(tmp_path, "t5")
     write_zero3(tmp_path, tiny_gist_model("llama"), 2)
-    with pytest.raises(ModelNotFoundError, match="no part of the model"):
+    with pytest.raises(ModelNotFoundError, match="not part of the model"):
         consolidate(tmp_path, tmp_path / "out")
 
 

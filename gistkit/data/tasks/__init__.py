@@ -52,10 +52,7 @@ def generate(
     `family` is one name, several joined by `+` (drawn from evenly), or `mixed`, which is all.
 
     `difficulty` 1, 2 or 3 scales the facts of an instruction and the words of an input; None draws
-    it for each example. The `source` of an example is `family/difficulty`.
-
-    Raises:
-        DataError: there is no such family, split or difficulty.
+    it for each example. The `source` of an example is `family/difficulty`. Raises DataError.
     """
     families = _families(family)
     if split not in SPLITS:
@@ -70,11 +67,7 @@ def generate(
 def one_instruction(
     family: str, split: str, *, n: int, seed: int, difficulty: int = 1
 ) -> list[Example]:
-    """`n` examples that share one instruction: one gist answers all of them.
-
-    Raises:
-        DataError: there is no such family, split or difficulty.
-    """
+    """`n` examples that share one instruction: one gist answers all of them (raises DataError)."""
     first = generate(family, split, n=1, seed=seed, difficulty=difficulty)[0]
     kind = FAMILIES[first.source.partition("/")[0]]
     rng = Random(f"one {family} {split} {seed}")
@@ -139,12 +132,8 @@ def _example(family: Family, split: str, difficulty: int, rng: Random) -> Exampl
     text = family.input(difficulty, rng)
     while held_out(family.name, text) != (split != "train"):
         text = family.input(difficulty, rng)
-    return Example(
-        instruction=family.instruction(facts, rng),
-        input=text,
-        output=family.answer(facts, text),
-        source=f"{family.name}/{difficulty}",
-    )
+    instruction, source = family.instruction(facts, rng), f"{family.name}/{difficulty}"
+    return Example(instruction, text, family.answer(facts, text), source)
 
 
 def _facts(family: Family, unseen: bool, difficulty: int, rng: Random) -> Facts:

@@ -1,7 +1,7 @@
 """What all families of tasks share: facts, the clauses that state them, and what is held out."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Protocol
 
@@ -23,9 +23,7 @@ class Family(Protocol):
     """
 
     @property
-    def name(self) -> str:
-        """What the family is called in `FAMILIES` and in the `source` of an example."""
-        ...
+    def name(self) -> str: ...
 
     def facts(self, difficulty: int, rng: Random) -> Facts:
         """Draw what the instruction will say: the more difficult, the more facts."""
@@ -48,6 +46,12 @@ def held_out(*key: object) -> bool:
     """Whether `key` belongs to validation, by a hash that is the same on every machine."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return digest[0] % HELD_OUT == 0
+
+
+def draw_facts(values: Mapping[str, Sequence[str]], n: int, rng: Random) -> Facts:
+    """`n` of the facts that `values` names, each with one of its values."""
+    names = rng.sample(sorted(values), n)
+    return tuple(sorted((name, rng.choice(values[name])) for name in names))
 
 
 def join_clauses(clauses: Sequence[str], rng: Random) -> str:

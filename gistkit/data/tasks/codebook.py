@@ -36,7 +36,6 @@ class Codebook:
     name: str = "codebook"
 
     def facts(self, difficulty: int, rng: Random) -> Facts:
-        """Draw codes for one colour more than the difficulty, and one for all the rest."""
         keys = rng.sample(KEYS, difficulty + 1)
         labels = rng.sample(LABELS, len(keys) + 1)
         return tuple(sorted(zip([*keys, OTHER], labels, strict=True)))
@@ -56,10 +55,8 @@ class Codebook:
         return rng.choice(OPENINGS) + text[0].upper() + text[1:] + "."
 
     def input(self, difficulty: int, rng: Random) -> str:
-        """Draw two or three different colours."""
         return " ".join(rng.sample(KEYS, rng.randint(2, 3)))
 
     def answer(self, facts: Facts, input: str) -> str:
-        """One code for each colour."""
         code = dict(facts)
         return " ".join(code.get(word, code[OTHER]) for word in input.split())

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from random import Random
 
-from gistkit.data.tasks.base import Facts, join_clauses
+from gistkit.data.tasks.base import Facts, draw_facts, join_clauses
 from gistkit.data.tasks.words import DAYS, EVENTS, HOURS, ITEMS, NAMES, PLACES
 
 VALUES: dict[str, tuple[str, ...]] = {
@@ -37,20 +37,15 @@ class Notice:
     name: str = "notice"
 
     def facts(self, difficulty: int, rng: Random) -> Facts:
-        """Draw one fact more than the difficulty."""
-        names = rng.sample(sorted(VALUES), difficulty + 1)
-        return tuple(sorted((name, rng.choice(VALUES[name])) for name in names))
+        return draw_facts(VALUES, difficulty + 1, rng)
 
     def instruction(self, facts: Facts, rng: Random) -> str:
-        """Word each fact as a clause, in any order."""
         return join_clauses([rng.choice(CLAUSES[fact]).format(value) for fact, value in facts], rng)
 
     def input(self, difficulty: int, rng: Random) -> str:
-        """Draw an event, its host and the wording of the request."""
         return rng.choice(REQUESTS).format(host=rng.choice(NAMES), event=rng.choice(EVENTS))
 
     def answer(self, facts: Facts, input: str) -> str:
-        """The parts that the instruction lays down, always in the same order."""
         values = dict(facts)
         words = input.split()
         host = next(word for word in words if word in NAMES)

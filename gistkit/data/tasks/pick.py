@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from random import Random
 
 from gistkit.data.tasks.base import Facts
-from gistkit.data.tasks.words import CITIES, COLOURS, LABELS, NAMES, NOUNS, NUMBERS
+from gistkit.data.tasks.words import CITIES, COLOURS, JOINERS, LABELS, NAMES, NOUNS, NUMBERS
 
 SENTENCES = (
     "{seller} sold a {colour} {thing} to {buyer} in {city} for {price} coins",
@@ -18,14 +18,6 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "colour": ("the colour", "which colour it had", "its colour"),
     "city": ("the city", "where it happened", "the place"),
     "price": ("the price", "how much it cost", "the number of coins"),
-}
-JOINERS = {
-    "comma": ", ",
-    "dash": " - ",
-    "slash": " / ",
-    "plus": " + ",
-    "star": " * ",
-    "colon": ": ",
 }
 ASK = ("tell me {}", "name {}", "give {}", "write {}", "read the sentence and give {}")
 THEN = (" and then {}", ", then {}", ", after that {}", " followed by {}")
@@ -45,7 +37,6 @@ class Pick:
     name: str = "pick"
 
     def facts(self, difficulty: int, rng: Random) -> Facts:
-        """Draw a field for each step of difficulty, and as many things to write around them."""
         fields = rng.sample(sorted(FIELDS), difficulty)
         facts = [(f"field {number}", field) for number, field in enumerate(fields, 1)]
         extras: dict[str, tuple[str, ...]] = {"first": LABELS, "last": LABELS}
@@ -56,7 +47,6 @@ class Pick:
         return tuple(sorted(facts))
 
     def instruction(self, facts: Facts, rng: Random) -> str:
-        """Ask for the fields in their order, then for all else in any order."""
         fields = [rng.choice(FIELDS[value]) for fact, value in facts if fact.startswith("field")]
         text = rng.choice(ASK).format(fields[0])
         for field in fields[1:]:
@@ -69,7 +59,6 @@ class Pick:
         return " ".join(sentence[0].upper() + sentence[1:] + "." for sentence in sentences)
 
     def input(self, difficulty: int, rng: Random) -> str:
-        """Draw the six fields and the wording of the sentence."""
         seller, buyer = rng.sample(NAMES, 2)
         return rng.choice(SENTENCES).format(
             seller=seller,
@@ -81,11 +70,10 @@ class Pick:
         )
 
     def answer(self, facts: Facts, input: str) -> str:
-        """The fields, joined, between the first and the last word."""
         values = dict(facts)
         fields = _read(input)
         picked = [fields[value] for fact, value in facts if fact.startswith("field")]
-        joined = JOINERS[values["joiner"]].join(picked) if "joiner" in values else " ".join(picked)
+        joined = JOINERS.get(values.get("joiner", ""), " ").join(picked)
         return " ".join(part for part in (values.get("first"), joined, values.get("last")) if part)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from random import Random
 
-from gistkit.data.tasks.base import Facts, join_clauses
+from gistkit.data.tasks.base import Facts, draw_facts, join_clauses
 from gistkit.data.tasks.words import CITIES, COLOURS, NAMES, NOUNS, NUMBERS
 
 VALUES: dict[str, tuple[str, ...]] = {
@@ -54,20 +54,15 @@ class Reply:
     name: str = "reply"
 
     def facts(self, difficulty: int, rng: Random) -> Facts:
-        """Draw two facts for each step of difficulty."""
-        names = rng.sample(sorted(VALUES), 2 * difficulty)
-        return tuple(sorted((name, rng.choice(VALUES[name])) for name in names))
+        return draw_facts(VALUES, 2 * difficulty, rng)
 
     def instruction(self, facts: Facts, rng: Random) -> str:
-        """Word each fact as a clause, in any order."""
         return join_clauses([rng.choice(CLAUSES[fact]).format(value) for fact, value in facts], rng)
 
     def input(self, difficulty: int, rng: Random) -> str:
-        """Draw a customer, a thing and the wording of the request."""
         return rng.choice(REQUESTS).format(customer=rng.choice(NAMES), thing=rng.choice(NOUNS))
 
     def answer(self, facts: Facts, input: str) -> str:
-        """The parts that the instruction asks for, always in the same order."""
         values = dict(facts)
         words = input.split()
         customer = next(word for word in words if word in NAMES)
@@ -78,10 +73,5 @@ class Reply:
         ]
         if "price" in values:
             parts.append(f"{values['price']} coins")
-        if "goodbye" in values:
-            parts.append(values["goodbye"])
-        if "name" in values:
-            parts.append(values["name"])
-        if "city" in values:
-            parts.append(values["city"])
+        parts += [values[fact] for fact in ("goodbye", "name", "city") if fact in values]
         return ", ".join(parts)

@@ -3,21 +3,17 @@
 from dataclasses import dataclass
 from random import Random
 
-from gistkit.data.tasks.base import Facts, join_clauses
-from gistkit.data.tasks.words import LABELS, NOUNS
+from gistkit.data.tasks.base import Facts, draw_facts, join_clauses
+from gistkit.data.tasks.words import JOINERS, LABELS, NOUNS
 
-JOINERS = {
-    "comma": ", ", "dash": " - ", "slash": " / ", "plus": " + ", "star": " * ", "colon": ": ",
-    "bar": " | ", "and": " and ", "or": " or ",
-}  # fmt: skip
+WORD_JOINERS = {**JOINERS, "bar": " | ", "and": " and ", "or": " or "}
 VALUES: dict[str, tuple[str, ...]] = {
     "order": ("reverse", "rotate"),
     "case": ("capitals",),
-    "joiner": tuple(JOINERS),
+    "joiner": tuple(WORD_JOINERS),
     "first": LABELS,
     "last": LABELS,
 }
-SIGNS = ("comma", "dash", "slash", "plus", "star", "colon", "bar")
 CLAUSES: dict[str, tuple[str, ...]] = {
     "reverse": (
         "reverse the order of the words",
@@ -78,20 +74,15 @@ class Rewrite:
     name: str = "rewrite"
 
     def facts(self, difficulty: int, rng: Random) -> Facts:
-        """Draw one fact more than the difficulty."""
-        names = rng.sample(sorted(VALUES), difficulty + 1)
-        return tuple(sorted((name, rng.choice(VALUES[name])) for name in names))
+        return draw_facts(VALUES, difficulty + 1, rng)
 
     def instruction(self, facts: Facts, rng: Random) -> str:
-        """Word each fact as a clause, in any order."""
         return rng.choice(OPENINGS) + join_clauses([_clause(*fact, rng) for fact in facts], rng)
 
     def input(self, difficulty: int, rng: Random) -> str:
-        """Draw two or three different words."""
         return " ".join(rng.sample(NOUNS, rng.randint(2, 3)))
 
     def answer(self, facts: Facts, input: str) -> str:
-        """Order and case first, then what stands between and around the words."""
         values = dict(facts)
         words = input.split()
         if values.get("order") == "reverse":
@@ -100,11 +91,11 @@ class Rewrite:
             words = words[1:] + words[:1]
         if "case" in values:
             words = [word.upper() for word in words]
-        joined = JOINERS[values["joiner"]].join(words) if "joiner" in values else " ".join(words)
+        joined = WORD_JOINERS.get(values.get("joiner", ""), " ").join(words)
         return " ".join(part for part in (values.get("first"), joined, values.get("last")) if part)
 
 
 def _clause(fact: str, value: str, rng: Random) -> str:
     if fact == "joiner":
-        return rng.choice(CLAUSES["sign" if value in SIGNS else "word"]).format(value)
+        return rng.choice(CLAUSES["word" if value in ("and", "or") else "sign"]).format(value)
     return rng.choice(CLAUSES[value if value in CLAUSES else fact]).format(value)

@@ -22,6 +22,8 @@ CITIES = ("Oslo", "Paris", "Rome", "Berlin", "Madrid", "Cairo", "Lima", "Tokyo",
           "Boston", "Dublin", "Vienna")
 COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "pink")
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve")
+JOINERS = {"comma": ", ", "dash": " - ", "slash": " / ", "plus": " + ", "star": " * ",
+           "colon": ": "}
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 HOURS = ("noon", "midnight", "dawn", "dusk", "sunset", "sunrise", "lunchtime", "teatime")
 PLACES = ("barn", "garden", "library", "kitchen", "cellar", "attic", "tower", "hall", "stable",

@@ -253,7 +253,7 @@ def test_a_pickle_that_would_run(copied: Path) -> None:
             return Path.touch, (copied / "made",)
 
     torch.save({"model.embed_tokens.weight": Hostile()}, copied / "raw/pytorch_model.bin")
-    refused(copied, ModelNotFoundError, "holds more than tensors; nothing in it was run")
+    refused(copied, ModelNotFoundError, "contains more than tensors; nothing in it was run")
     assert not (copied / "made").exists()
 
 
@@ -263,7 +263,7 @@ def test_no_room_and_a_folder_in_use(copied: Path, monkeypatch: pytest.MonkeyPat
     refused(copied, SaveError, "out exists already; choose another folder")
     (copied / "out/precious").unlink()
     monkeypatch.setattr(weight_files, "SPARE", 1 << 60)
-    refused(copied, SaveError, "GB are free; free space or choose another place")
+    refused(copied, SaveError, "GB are free; free space or choose another folder")
     monkeypatch.undo()
     recover(copied / "raw", copied / "diff", copied / "out")  # an empty folder is none
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from gistkit.cli import main
 from gistkit.errors import ModelNotFoundError, OptionError
 from gistkit.model import GistModel
+from gistkit.models.config import GistConfig
 from gistkit.models.loading import load_tokenizer
 from gistkit.paper import released, weight_diff
 from gistkit.paper.base_model import ROTARY
@@ -145,7 +146,7 @@ def known(place: Path, monkeypatch: pytest.MonkeyPatch) -> float:
     """The stand-in's own sum, in the table."""
     total = sum(float(tensor.double().sum()) for tensor in contents(place / "tuned").values())
     entry = Released(
-        condition="gist", template="decoder", base="llama-7b",
+        config=GistConfig((1,), ("gist",), template="decoder", base_model="llama-7b"),
         shapes={"model.embed_tokens.weight": (ROWS + 1, 64)}, weight_sum=total,
     )  # fmt: skip
     monkeypatch.setattr(released, "RELEASED", {DIFFS[0]: entry})
@@ -203,14 +204,15 @@ def test_the_sum_is_only_for_the_real_ones(place: Path, tmp_path: Path) -> None:
 
 
 def test_the_table_says_what_was_released() -> None:
-    sums = {release.condition: release.weight_sum for release in RELEASED.values()}
-    assert len(RELEASED) == 6 and set(sums) == {"gist", "pos_control", "neg_control"}
+    conditions = {name: release.config.conditions for name, release in RELEASED.items()}
+    assert len(RELEASED) == 6
+    assert set(conditions.values()) == {("gist",), ("pos_control",), ("neg_control",)}
     assert {n: r.weight_sum for n, r in RELEASED.items() if r.is_diff} == {
         "jayelm/llama-7b-gist-1": 50547.9570,
         "jayelm/llama-7b-pos_control-1": 50596.9141,
         "jayelm/llama-7b-neg_control-1": 50503.8789,
     }
-    assert all(name.split("-")[-2] == release.condition for name, release in RELEASED.items())
+    assert all((name.split("-")[-2],) == condition for name, condition in conditions.items())
     seven = 32 * float((1 / 10000 ** (torch.arange(0, 128, 2) / 128)).sum())
     assert seven == pytest.approx(238.72, abs=0.01)  # what the rotary buffers are of a 7B's sum
 

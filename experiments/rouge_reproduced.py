@@ -17,8 +17,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from experiments.report import RESULTS, write
 from gistkit.evaluation.outputs import Output, matched, read_outputs
-from gistkit.evaluation.scores import Scores, difference, score
-from gistkit.metrics import ROUGE_KINDS, clean
+from gistkit.metrics import ROUGE_KINDS, Scores, clean, difference, score
 from gistkit.report import interval, record, table
 
 SEED = 0

@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
-from importlib.metadata import version
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +15,7 @@ from gistkit.answers import Answering, Settings, answer, read_prompts
 from gistkit.cli.run import ModelOptions, emit, progress_bar, say
 from gistkit.errors import GistkitError, GistMismatchError, OptionError, PromptError, SaveError
 from gistkit.files import check_target
+from gistkit.report import versions
 
 if TYPE_CHECKING:
     from gistkit.baselines import Answered
@@ -189,7 +189,7 @@ def compress(
         modes = _compare(model, instruction, input, settings)
     facts = {
         "schema_version": SCHEMA_VERSION,
-        "versions": {name: version(name) for name in ("gistkit", "torch", "transformers")},
+        "versions": versions(("gistkit", "torch", "transformers")),
         "model": model_name_or_path,
         "precision": precision.value,
         **facts,

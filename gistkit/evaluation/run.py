@@ -17,9 +17,10 @@ from typing import Any, Self
 from gistkit.data.collate import Limits
 from gistkit.errors import OptionError, SaveError
 from gistkit.evaluation.answers import AnswerOptions
-from gistkit.evaluation.scores import difference, report_head
+from gistkit.evaluation.scores import report_head
 from gistkit.evaluation.splits import SplitResult, evaluate_split, save_answers
 from gistkit.files import write_text
+from gistkit.metrics import difference
 from gistkit.model import GistModel
 from gistkit.prompts import Example
 from gistkit.report import PACKAGES, versions

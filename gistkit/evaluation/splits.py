@@ -17,8 +17,7 @@ from gistkit.data.collate import Collator, EncodedRows, Limits
 from gistkit.errors import DataError
 from gistkit.evaluation.answers import AnswerOptions, answer
 from gistkit.evaluation.outputs import Output, write_outputs
-from gistkit.evaluation.scores import Scores, score
-from gistkit.metrics import METRICS
+from gistkit.metrics import METRICS, Scores, score
 from gistkit.model import GistModel
 from gistkit.prompts import GIST_TOKEN, Example
 

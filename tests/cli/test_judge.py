@@ -139,7 +139,7 @@ def test_the_key_is_never_written(run: Run, tmp_path: Path) -> None:
         ended = run(*arguments(tmp_path, fake, n=3))  # the server repeats the key in its messages
     assert ended.status == 2
     assert "key Bearer ***" in ended.err
-    assert all(seen["authorization"] == f"Bearer {KEY}" for seen in fake.headers)
+    assert all(sent["authorization"] == f"Bearer {KEY}" for sent in fake.headers)
     told = [ended.out, ended.err, *(path.read_text() for path in tmp_path.iterdir())]
     assert not any(KEY in text for text in told)
 
@@ -150,7 +150,7 @@ def test_keys(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         run(*arguments(tmp_path, fake, n=1), "--api_key_env", "MINE")
         monkeypatch.delenv("OPENAI_API_KEY")
         run(*arguments(tmp_path, fake, n=1), "--force")
-        assert [seen["authorization"] for seen in fake.headers] == [
+        assert [sent["authorization"] for sent in fake.headers] == [
             "Bearer sk-other",
             "Bearer none",
         ]

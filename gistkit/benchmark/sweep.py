@@ -29,9 +29,8 @@ class Options:
     Attributes:
         batch_sizes: prompts answered at once.
         instruction_tokens: lengths of the instruction; empty: those of `LENGTHS` that fit.
-        input_tokens, new_tokens: lengths of the input and the answer.
         num_gist_tokens: k; None: the model's default.
-        rounds, warmup: measured, and before that not measured.
+        warmup: rounds that are not counted.
         seed: of prompts, orders and intervals.
     """
 
@@ -76,7 +75,7 @@ def sweep(
     started: Callable[[int], Callable[[], object]] = lambda rounds: lambda: None,
     done: Callable[[dict[str, Any]], object] = lambda cell: None,
 ) -> dict[str, Any]:
-    """Measure all sizes in a random order, so that no length alone meets a slow hour.
+    """Measure all sizes in a random order, so that no length alone meets a slow period.
 
     Writes benchmark.json after each size; benchmark.md and benchmark.png at the end, and when the
     run is interrupted.
@@ -157,7 +156,6 @@ def _result(
     *,
     whole: bool,
 ) -> dict[str, Any]:
-    """Cells, in order of size, and all that is needed to repeat them, as JSON values."""
     return {
         "schema_version": SCHEMA_VERSION,
         "model": named,

@@ -44,14 +44,12 @@ Trace = dict[Place, list[dict[str, Tensor]]]
 
 
 def with_cache(prompts: Prompts, outputs: Outputs, gist: Prefix) -> Trace:
-    """Read inputs and outputs on top of the gist."""
     if isinstance(prompts.model.adapter, DecoderAdapter):
         return _decoder_read(prompts, outputs, gist)
     return _encoder_decoder_read(prompts, outputs, gist)
 
 
 def without_cache(prompts: Prompts, outputs: Outputs) -> Trace:
-    """The full pass under the gist mask."""
     if isinstance(prompts.model.adapter, DecoderAdapter):
         return _decoder_full(prompts, outputs)
     return _encoder_decoder_full(prompts, outputs)
@@ -61,16 +59,17 @@ def _decoder_full(prompts: Prompts, outputs: Outputs) -> Trace:
     model = prompts.model
     ids, padding = model.pad([row + y for row, y in zip(prompts.rows, outputs, strict=True)])
     before = torch.tensor([len(p) - prompts.k for p in prompts.instructions], device=ids.device)
+    positions = count_positions(padding) - before[:, None]
     cache = DynamicCache()
-    with _given(model.hf_model, {"position_ids": count_positions(padding) - before[:, None]}):
-        output = model.adapter.forward(
-            ids,
-            padding,
-            gist_id=model.gist_id,
-            condition="gist",
-            past_key_values=cache,
-            output_hidden_states=True,
-        )
+    output = model.adapter.forward(
+        ids,
+        padding,
+        gist_id=model.gist_id,
+        condition="gist",
+        model=lambda **given: model.hf_model(**{**given, "position_ids": positions}),
+        past_key_values=cache,
+        output_hidden_states=True,
+    )
     width = ids.shape[1]
     starts = [width - len(x) - len(y) for x, y in zip(prompts.inputs, outputs, strict=True)]
     gist_starts = [start - prompts.k for start in starts]
@@ -192,24 +191,8 @@ def _shifted(prompts: Prompts, outputs: Outputs) -> Tensor:
 
 
 def _cut(tensor: Tensor, start: int, length: int) -> Tensor:
-    """`length` rows from `start`; of those in front of the tensor none."""
+    """`length` rows from `start`; rows before the tensor begins are missing."""
     return tensor[max(0, start) : max(0, start + length)]
-
-
-@contextmanager
-def _given(module: nn.Module, arguments: dict[str, Any]) -> Iterator[None]:
-    """Replace arguments of a module's calls inside the `with`."""
-
-    def replace(
-        module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, {**given, **arguments}
-
-    hook = module.register_forward_pre_hook(replace, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 @contextmanager
@@ -232,13 +215,13 @@ def _recording(model: Any) -> Iterator[dict[Place, Tensor]]:
     with ExitStack() as hooks:
         for part, stack in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
             for layer, block in enumerate(stack.block):
-                attentions = [("", block.layer[0].SelfAttention)]
-                if part == "decoder":
-                    attentions.append(("cross-attention ", block.layer[1].EncDecAttention))
                 place = Place(part, layer, "hidden states")
                 hook = block.layer[0].register_forward_pre_hook(entering(place), with_kwargs=True)
                 hooks.callback(hook.remove)
-                for prefix, attention in attentions:
+                attentions = {"": block.layer[0].SelfAttention}
+                if part == "decoder":
+                    attentions["cross-attention "] = block.layer[1].EncDecAttention
+                for prefix, attention in attentions.items():
                     for name, module in (("keys", attention.k), ("values", attention.v)):
                         place = Place(part, layer, prefix + name)
                         hooks.callback(module.register_forward_hook(leaving(place)).remove)

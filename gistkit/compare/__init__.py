@@ -10,8 +10,8 @@ One small file a method; `methods.py` lists them. All use the same model, and al
 from gistkit.compare.leaderboard import leaderboard, markdown
 from gistkit.compare.measure import Outcome, Times, answer_all, take_times
 from gistkit.compare.method import Method, cached
-from gistkit.compare.methods import METHODS, Sources, build
-from gistkit.compare.run import Options, compare
+from gistkit.compare.methods import METHODS, Options, Sources, build
+from gistkit.compare.run import compare
 
 __all__ = [
     "METHODS",

@@ -125,12 +125,10 @@ class Evaluation:
 
     @property
     def total(self) -> int:
-        """How many answers are wanted."""
         return len(self.cases) * sum(map(len, self.splits.values()))
 
     @property
     def done(self) -> int:
-        """How many are saved."""
         return sum(len(journal.entries) for journal in self._journals.values())
 
     def run(

@@ -24,23 +24,15 @@ from gistkit.prompts import GIST_TOKEN, Example
 
 @dataclass(frozen=True, slots=True)
 class SplitResult:
-    """A model's answers to a split.
-
-    Attributes:
-        answers: one for each example.
-        scores: of the answers.
-        loss: of the references, nats per token.
-        gen_len: mean length of the answers in tokens.
-    """
+    """A model's answers to a split, and their scores."""
 
     answers: Sequence[str]
     scores: Scores
-    loss: float
-    gen_len: float
+    loss: float  # of the references, nats per token
+    gen_len: float  # mean length of the answers in tokens
 
     @property
     def perplexity(self) -> float:
-        """Of the references: e to the power of the loss."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
@@ -50,7 +42,6 @@ class SplitEvaluator:
 
     Attributes:
         splits: examples by split name (`validation_unseen`, ...).
-        options: how to answer.
         folder: for outputs; None writes none.
         limits: how long rows may be for the loss, by split.
         seed: of the intervals.

@@ -125,7 +125,7 @@ def test_an_endpoint_that_is_gone(run: Run, tmp_path: Path) -> None:
     with FakeEndpoint() as fake:
         command = [*arguments(tmp_path, fake), "--retries", "0"]
     ended = run(*command)
-    assert "does not react: no connection" in ended.error
+    assert "does not respond: no connection" in ended.error
     assert "--a" in run("judge").error
     with FakeEndpoint(fault=lambda key, time: "401") as fake:
         ended = run(*arguments(tmp_path, fake, name="s.json"))

@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils import logging as transformers_logging
 
 from gistkit.baselines import compare
+from gistkit.conditions import CONDITIONS
 from gistkit.data import tasks
 from gistkit.evaluation.answers import AnswerOptions
 from gistkit.evaluation.splits import SplitEvaluator
@@ -32,7 +33,6 @@ from gistkit.training.reporting import write_figure
 from gistkit.training.trainer import Evaluate
 
 OUT = Path("demo-out")
-CONDITIONS = ("pos_control", "gist", "neg_control")
 History = list[dict[str, float]]
 
 
@@ -195,15 +195,10 @@ def show_learned(console: Console, histories: Mapping[str, History], chance: flo
     table = Table(title=f"Exact match on held-out instructions, {FAMILY} tasks, k = 1")
     for column in ("condition", "what it sees", "loss", "exact match"):
         table.add_column(column)
-    sees = {
-        "pos_control": "the whole instruction",
-        "gist": "one gist token",
-        "neg_control": "nothing of the instruction",
-    }
     for name, history in histories.items():
         loss = [row["loss"] for row in history if "loss" in row][-1]
         score = [row["exact_match"] for row in history if "exact_match" in row][-1]
-        table.add_row(name, sees[name], f"{loss:.2f}", f"{score:.1f} %")
+        table.add_row(name, CONDITIONS[name].sees, f"{loss:.2f}", f"{score:.1f} %")
     table.add_row("guessing", "the input alone, at best", "", f"{chance:.1f} %")
     console.print(table)
 

@@ -16,16 +16,14 @@ one document.
 Shapes: B batch, S sequence, Q queries, V keys (columns).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from gistkit.errors import MaskError, OptionError
-
-BEFORE, GIST, AFTER = 0, 1, 2
+from gistkit.conditions import AFTER, BEFORE, GIST, condition_named
+from gistkit.errors import MaskError
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(batch, head, query, key) indices -> bool: may this query see this key? (torch's `mask_mod`)"""
@@ -77,53 +75,6 @@ def document_positions(documents: Tensor) -> Tensor:
     return index - _from_start(index, document_starts(documents))
 
 
-def gist(labels: Tensor) -> Tensor:
-    """What follows the gist sees the gist and itself, never the instruction (paper, section 3).
-
-      a b G G x y
-    a 1 . . . . .
-    b 1 1 . . . .
-    G 1 1 1 . . .
-    G 1 1 1 1 . .
-    x . . 1 1 1 .
-    y . . 1 1 1 1
-    """
-    return labels
-
-
-def pos_control(labels: Tensor) -> Tensor:
-    """Nothing is masked beyond causality: the prompt is visible.
-
-      a b G G x y
-    a 1 . . . . .
-    b 1 1 . . . .
-    G 1 1 1 . . .
-    G 1 1 1 1 . .
-    x 1 1 1 1 1 .
-    y 1 1 1 1 1 1
-    """
-    return torch.full_like(labels, AFTER)
-
-
-def neg_control(labels: Tensor) -> Tensor:
-    """What follows the gist sees neither the instruction nor the gist.
-
-      a b G G x y
-    a 1 . . . . .
-    b 1 1 . . . .
-    G 1 1 1 . . .
-    G 1 1 1 1 . .
-    x . . . . 1 .
-    y . . . . 1 1
-    """
-    return torch.where(labels == GIST, BEFORE, labels)
-
-
-CONDITIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {"gist": gist, "pos_control": pos_control, "neg_control": neg_control}
-)
-
-
 def relabel(
     labels: Tensor, condition: str | Sequence[str], documents: Tensor | None = None
 ) -> Tensor:
@@ -138,13 +89,14 @@ def relabel(
         OptionError: no condition has that name.
     """
     if isinstance(condition, str):
-        return _condition(condition)(labels)
+        return condition_named(condition).relabel(labels)
     if documents is None:
         documents = torch.arange(len(labels), device=labels.device)[:, None].expand(labels.shape)
     result = labels
     for name in dict.fromkeys(condition):
         has = torch.tensor([other == name for other in condition], device=labels.device)
-        result = torch.where(has[documents.clamp(min=0)], _condition(name)(labels), result)
+        renamed = condition_named(name).relabel(labels)
+        result = torch.where(has[documents.clamp(min=0)], renamed, result)
     return result
 
 
@@ -230,14 +182,6 @@ def cross_attention(labels: Tensor, padding: Tensor) -> Tensor:
 def render(mask: Tensor) -> str:
     """One mask as text [Q, V]: a line a query, `1` where it may attend and `.` where not."""
     return "\n".join(" ".join("1" if cell else "." for cell in row) for row in mask.tolist())
-
-
-def _condition(name: str) -> Callable[[Tensor], Tensor]:
-    try:
-        return CONDITIONS[name]
-    except KeyError:
-        known = ", ".join(CONDITIONS)
-        raise OptionError(f"unknown condition {name!r}; choose one of {known}") from None
 
 
 def _from_start(rising: Tensor, starts: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from gistkit import masks
+from gistkit.conditions import AFTER, BEFORE, CONDITIONS, GIST
 from gistkit.errors import GistkitError, MaskError, OptionError
-from gistkit.masks import AFTER, BEFORE, GIST
 
 TOKENS = {"a": 3, "b": 4, "G": 9, "x": 5, "y": 6}
 ROW = "a b G G x y"
@@ -31,15 +31,15 @@ def rendered(row: str, condition: str, *, causal: bool = True) -> Tensor:
 
 def drawing(condition: str) -> str:
     """The matrix in the docstring, without the names of rows and columns."""
-    text = inspect.getdoc(masks.CONDITIONS[condition])
+    text = inspect.getdoc(CONDITIONS[condition].relabel)
     assert text is not None
     rows = re.findall(r"^ *[abGxy] ((?:[1.] ?)+)$", text, flags=re.MULTILINE)
     return "\n".join(row.strip() for row in rows)
 
 
-@pytest.mark.parametrize("condition", masks.CONDITIONS)
+@pytest.mark.parametrize("condition", CONDITIONS)
 def test_the_docstring_draws_the_mask(condition: str) -> None:
-    assert ROW in str(masks.CONDITIONS[condition].__doc__)
+    assert ROW in str(CONDITIONS[condition].relabel.__doc__)
     assert len(drawing(condition).splitlines()) == 6
     assert masks.render(rendered(ROW, condition)) == drawing(condition)
 
@@ -69,12 +69,12 @@ def test_segments(row: str, expected: list[int]) -> None:
     assert masks.segments(ids(row), TOKENS["G"]).tolist() == [expected]
 
 
-@pytest.mark.parametrize("condition", masks.CONDITIONS)
+@pytest.mark.parametrize("condition", CONDITIONS)
 def test_a_row_without_a_gist_is_not_masked(condition: str) -> None:
     assert rendered("a b x y", condition, causal=False).all()
 
 
-@pytest.mark.parametrize("condition", masks.CONDITIONS)
+@pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("row", ["a b G", "G a b", "G"])
 def test_a_gist_at_either_end(row: str, condition: str) -> None:
     mask = rendered(row, condition)
@@ -109,7 +109,7 @@ def test_an_unknown_condition_is_refused() -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("condition", masks.CONDITIONS)
+@pytest.mark.parametrize("condition", CONDITIONS)
 def test_padding_is_seen_by_nobody_and_changes_nothing_else(side: str, condition: str) -> None:
     rows = {"left": "0 0 a b G x y", "right": "a b G x y 0 0"}
     batch = ids(rows[side])
@@ -147,7 +147,7 @@ def test_what_a_decoder_sees_of_an_encoder() -> None:
 RAGGED = ("a b G G x y a b", "0 0 a G x y x y", "a b x y a b x y", "G a b x y 0 0 0")
 
 
-@pytest.mark.parametrize("condition", masks.CONDITIONS)
+@pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_block_mask_is_the_dense_mask(condition: str, causal: bool) -> None:
     batch = ids(*RAGGED)
@@ -188,7 +188,7 @@ def cells(block: "masks.BlockMask") -> Tensor:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("condition", masks.CONDITIONS)
+@pytest.mark.parametrize("condition", CONDITIONS)
 def test_flex_attention_computes_what_sdpa_does(condition: str) -> None:
     batch = ids(*(row + " x y" * 28 for row in RAGGED[:3]))
     labels = masks.relabel(masks.segments(batch, TOKENS["G"]), condition)

@@ -22,6 +22,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from gistkit.benchmark.costs import joules
 from gistkit.benchmark.files import GIST, INSTRUCTION, STANDARD
+from gistkit.conditions import FROM_GIST, FULL_PROMPT, condition_for
 from gistkit.gist import Gist, Prefix, provenance_of
 from gistkit.model import GistModel
 from gistkit.models.inputs import decoding_options
@@ -139,7 +140,7 @@ class Prompts:
                 ids,
                 padding,
                 gist_id=self.model.gist_id,
-                condition="gist" if mode == GIST else "pos_control",
+                condition=condition_for(FROM_GIST if mode == GIST else FULL_PROMPT),
                 **more,
             )
         logits: Tensor = output.logits[:, :-1]

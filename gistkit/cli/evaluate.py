@@ -16,16 +16,8 @@ import typer
 
 from gistkit.cli.compress import Device, Precision
 from gistkit.cli.run import ModelOptions, check_least, emit, progress_bar, refuse_given, say
+from gistkit.conditions import CONDITIONS
 from gistkit.errors import GistkitError, OptionError
-
-
-class Condition(StrEnum):
-    """What an answer may see."""
-
-    gist = "gist"
-    pos_control = "pos_control"
-    neg_control = "neg_control"
-    all = "all"
 
 
 class Mode(StrEnum):
@@ -67,12 +59,12 @@ def evaluate(
         typer.Option(metavar="NAME", help="seen, unseen, human; may be repeated. [default: all]"),
     ] = None,
     condition: Annotated[
-        Condition,
+        str,
         typer.Option(
             metavar="NAME",
-            help="What answers may see: gist, pos_control, neg_control; all compares them.",
+            help=f"What answers may see: {', '.join(CONDITIONS)}; all compares them.",
         ),
-    ] = Condition.gist,
+    ] = "gist",
     num_gist_tokens: Annotated[
         list[int] | None,
         typer.Option(
@@ -127,6 +119,8 @@ def evaluate(
     gistkit evaluate exp/my-run --data data/alpaca_plus --split unseen
     gistkit evaluate toy --data tasks --condition all --max-samples 100
     """
+    if condition not in (known := [*CONDITIONS, "all"]):
+        raise OptionError(f"`condition`: {condition!r} is not one of {', '.join(known)}")
     check_least(context, 0, "seed")
     names = model or []
     if outputs:
@@ -151,20 +145,13 @@ def evaluate(
             "nothing to evaluate: give one MODEL with --data PATH, or CSV files with --outputs FILE"
         )
     check_least(context, 1, "max_samples", "max_new_tokens", "batch_size", "num_gist_tokens")
+    shared = ("precision", "device", "cache_dir", "data", "condition", "path", "max_samples",
+              "max_new_tokens", "batch_size", "seed")  # fmt: skip
     config = {
         "model": names[0],
-        "precision": precision.value,
-        "device": device.value,
-        "cache_dir": cache_dir,
-        "data": data,
+        **{name: context.params[name] for name in shared},
         "splits": split or [],
-        "condition": condition.value,
         "ks": num_gist_tokens or [],
-        "path": path.value,
-        "max_samples": max_samples,
-        "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
-        "seed": seed,
         "out": str(out),
     }
     _evaluate_model(config, out, as_json=json, force=force, verbose=verbose)

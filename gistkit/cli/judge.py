@@ -67,9 +67,7 @@ InputPrice = Annotated[
 OutputPrice = Annotated[
     float | None, typer.Option(metavar="USD", help="Per million completion tokens.")
 ]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the requests' number and cost; send nothing.")
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count requests and tokens.")]
 Json = Annotated[bool, typer.Option("--json", help="Report as one JSON object.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Start over where a results file is already there.")

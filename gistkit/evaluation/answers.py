@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
+from gistkit import baselines
+from gistkit.conditions import CONDITIONS, FROM_GIST, condition_named
 from gistkit.errors import OptionError
 from gistkit.evaluation.gists import Gists
 from gistkit.evaluation.masked import generate_masked
 from gistkit.gist import Gist
-from gistkit.masks import CONDITIONS
 from gistkit.model import GistModel
 from gistkit.prompts import Example
 
@@ -26,7 +27,7 @@ class AnswerOptions:
     """How to answer.
 
     Attributes:
-        condition: gist | pos_control | neg_control.
+        condition: one of CONDITIONS.
         num_gist_tokens: k; None is the model's default.
         batch_size: inputs answered at once.
         max_new_tokens: most tokens of an answer.
@@ -49,9 +50,9 @@ class AnswerOptions:
     path: str = "cache"
 
     def __post_init__(self) -> None:
-        if self.condition not in CONDITIONS:
-            known = ", ".join(CONDITIONS)
-            raise OptionError(f"unknown condition {self.condition!r}; choose one of {known}")
+        mode = condition_named(self.condition).mode
+        if self.path == "cache" and not mode:
+            raise OptionError(f"{self.condition} has no cached form; evaluate it with path=mask")
         if self.path not in PATHS:
             raise OptionError(f"unknown path {self.path!r}; choose one of {', '.join(PATHS)}")
         if self.path == "mask" and self.num_beams > 1:
@@ -118,12 +119,10 @@ def _answer_batch(
             num_gist_tokens=k,
             max_new_tokens=room,
         )
-    generate = partial(model.generate, max_new_tokens=room, num_beams=options.num_beams)
-    if options.condition == "pos_control":
-        return generate(inputs, instructions=instructions, num_gist_tokens=k)
-    if options.condition == "neg_control":
-        return generate(inputs)
-    return generate(inputs, Gist.stack(gists.take(instructions)))
+    mode = CONDITIONS[options.condition].mode
+    prefix = Gist.stack(gists.take(instructions)) if mode == FROM_GIST else None
+    beams = {"max_new_tokens": room, "num_beams": options.num_beams}
+    return baselines.answer(model, mode, instructions, inputs, prefix, num_gist_tokens=k, **beams)
 
 
 def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

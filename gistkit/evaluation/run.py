@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
+from gistkit.conditions import CONDITIONS, FULL_PROMPT, NO_PROMPT
 from gistkit.data.collate import Limits
 from gistkit.errors import OptionError, SaveError
 from gistkit.evaluation.answers import AnswerOptions
@@ -61,9 +62,9 @@ def answer_options(
     every = tuple(sorted(trained)) if condition == ALL else ()
     ks = tuple(num_gist_tokens) or every or (model.config.default_k,)
     pairs = [(condition, k) for k in ks]
-    if condition == ALL:
-        gists = [("gist", k) for k in ks]
-        pairs = [("pos_control", ks[0]), *gists, ("neg_control", ks[0])]
+    if condition == ALL:  # the full prompt first, which the others are compared with
+        names = sorted(CONDITIONS, key=lambda name: CONDITIONS[name].mode != FULL_PROMPT)
+        pairs = [(name, k) for name in names for k in (ks if _depends_on_k(name) else ks[:1])]
     published = 128 if model.hf_model.config.is_encoder_decoder else 512
     return {
         f"{name}-{k}": AnswerOptions(
@@ -220,16 +221,20 @@ class Evaluation:
     def _differences(
         self, results: Mapping[tuple[str, str], SplitResult], seed: int
     ) -> list[dict[str, Any]]:
-        """Of each case to pos_control, where that was evaluated too."""
-        conditions = {case: options.condition for case, options in self.cases.items()}
-        controls = [case for case, condition in conditions.items() if condition == "pos_control"]
+        """Of each case to that of the full prompt, if it was evaluated too."""
+        modes = {case: CONDITIONS[options.condition].mode for case, options in self.cases.items()}
+        controls = [case for case, mode in modes.items() if mode == FULL_PROMPT]
         return [
             {"a": case, "b": control, "split": split}
             | difference(result.scores, results[control, split].scores, seed=seed)
             for (case, split), result in results.items()
             for control in controls
-            if conditions[case] != "pos_control"
+            if modes[case] != FULL_PROMPT
         ]
+
+
+def _depends_on_k(condition: str) -> bool:
+    return CONDITIONS[condition].mode not in (FULL_PROMPT, NO_PROMPT)
 
 
 def metrics_file(out: Path, step: int, *, force: bool = False) -> Path:

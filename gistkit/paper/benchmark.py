@@ -11,6 +11,7 @@ from gistkit.benchmark.examples import Row, run_examples, write_examples
 from gistkit.benchmark.files import GIST, INSTRUCTION, STANDARD
 from gistkit.benchmark.report import aggregate
 from gistkit.benchmark.sanity import check
+from gistkit.conditions import CONDITIONS, FULL_PROMPT, NO_PROMPT
 from gistkit.data.sets import read_splits
 from gistkit.errors import DataError, ModelError, OptionError
 from gistkit.model import GistModel
@@ -36,8 +37,9 @@ def benchmark_run(config: TrainingConfig, training: Mapping[str, Any]) -> dict[s
     values = parse_benchmarking(training)
     assert values is not None
     condition = next(iter(config.gist.condition))
-    if condition == "neg_control":
-        raise OptionError("training.do_benchmarking: neg_control keeps nothing of a prompt")
+    mode = CONDITIONS[condition].mode
+    if mode == NO_PROMPT:
+        raise OptionError(f"training.do_benchmarking: {condition} keeps nothing of a prompt")
     if os.environ.get("RANK", "0") != "0":
         return {}
     _, splits = read_splits(config.data)
@@ -57,7 +59,7 @@ def benchmark_run(config: TrainingConfig, training: Mapping[str, Any]) -> dict[s
         human[: values["max_benchmarking_samples"]],
         Path(values["benchmarking_output_file"]),
         k=config.gist.num_gist_tokens[0],
-        instructions=bool(values["benchmarking_prompt_caching"]) or condition == "pos_control",
+        instructions=bool(values["benchmarking_prompt_caching"]) or mode == FULL_PROMPT,
         profiler=values["benchmarking_profiler"],
         sanity_checks=bool(values["do_benchmarking_sanity_checks"]),
     )

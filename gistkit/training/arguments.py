@@ -17,9 +17,9 @@ import torch
 from transformers import Seq2SeqTrainingArguments
 from transformers.training_args import OptimizerNames
 
+from gistkit.conditions import CONDITIONS
 from gistkit.data.sets import DataConfig, TaskConfig
 from gistkit.errors import GistkitError, MissingExtraError, OptionError
-from gistkit.masks import CONDITIONS
 from gistkit.training.objectives import make_objective
 from gistkit.training.settings import (
     IGNORED,

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gistkit.conditions import CONDITIONS, FROM_GIST, FULL_PROMPT, condition_for
 from gistkit.data.collate import Batch
 from gistkit.errors import OptionError
 from gistkit.model import GistModel
 from gistkit.models.base import Adapter, Labelled
 from gistkit.models.inputs import move
 
-FULL_PROMPT = "pos_control"
+TEACHER = condition_for(FULL_PROMPT)
 TEACHERS = ("self", "base", "start")
 
 
@@ -59,18 +60,18 @@ class Step:
         if kind == "start":
             assert self.start is not None
             with torch.no_grad():
-                return self._labelled(FULL_PROMPT, self.start, None)
+                return self._labelled(TEACHER, self.start, None)
         training = self.wrapped.training
         self.wrapped.eval()
         try:
             with torch.no_grad(), self.base() if kind == "base" else nullcontext():
-                return self._labelled(FULL_PROMPT, self.model.adapter, self.wrapped)
+                return self._labelled(TEACHER, self.model.adapter, self.wrapped)
         finally:
             self.wrapped.train(training)
 
     def is_gist(self, documents: Tensor) -> Tensor:
         """Whether tokens of these examples [M] are answered from a gist."""
-        gists = [condition == "gist" for condition in self.batch["conditions"]]
+        gists = [CONDITIONS[name].mode == FROM_GIST for name in self.batch["conditions"]]
         return torch.tensor(gists, device=documents.device)[documents]
 
     def _labelled(self, condition: Any, adapter: Adapter, wrapped: nn.Module | None) -> Labelled:

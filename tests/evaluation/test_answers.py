@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from gistkit import baselines, conditions
+from gistkit.conditions import CONDITIONS, Condition
 from gistkit.data.collate import Limits
 from gistkit.errors import DataError, OptionError
 from gistkit.evaluation.answers import AnswerOptions, answer
 from gistkit.evaluation.outputs import read_outputs
 from gistkit.evaluation.splits import SplitEvaluator, mean_loss, save_answers
-from gistkit.masks import CONDITIONS
 from gistkit.metrics import clean, score
 from gistkit.prompts import Example
 from gistkit.testing import tiny_gist_model
@@ -154,3 +155,22 @@ def test_examples_that_are_too_long_have_no_loss() -> None:
     assert losses[0] == losses[1]
     with pytest.raises(DataError, match="too long"):
         mean_loss(model, [long], options, Limits())
+
+
+def test_every_condition_is_answered_in_a_mode_of_the_baselines() -> None:
+    assert {condition.mode for condition in CONDITIONS.values()} <= set(baselines.MODES)
+
+
+def test_a_condition_of_the_mask_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new condition is one row; without a cached form it is evaluated under its mask."""
+    everything = Condition(CONDITIONS["pos_control"].relabel, "", "the whole prompt")
+    rows = dict(CONDITIONS) | {"everything": everything}
+    monkeypatch.setattr(conditions, "CONDITIONS", rows)
+    with pytest.raises(OptionError, match="has no cached form; evaluate it with path=mask"):
+        AnswerOptions(condition="everything")
+    model, (example, *_) = tiny_gist_model(), EXAMPLES
+    masked = [
+        answer(model, [example], AnswerOptions(condition=name, path="mask", max_new_tokens=4))
+        for name in ("everything", "pos_control")
+    ]
+    assert masked[0] == masked[1]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gistkit import masks
+from gistkit.conditions import AFTER, BEFORE, CONDITIONS, GIST
 from gistkit.errors import MaskError
 from tests.golden.golden import FOLDER, assert_equal
 
@@ -36,7 +37,7 @@ def test_masks(case: dict[str, Any]) -> None:
             masks.segments(ids, gist)
         return
     padding = (ids != case["pad_token"]).long()
-    for condition in masks.CONDITIONS:
+    for condition in CONDITIONS:
         name = f"make_{condition}_mask"
         assert_equal(
             reference_masks(ids, gist, condition, None), torch.tensor(out[f"{name}/nopad"])
@@ -56,10 +57,10 @@ def test_spans(case: dict[str, Any]) -> None:
         labels = masks.segments(row[None], gist)[0].tolist()
         start, end = index
         if start is None:
-            assert labels == [masks.AFTER] * len(row)
+            assert labels == [AFTER] * len(row)
         else:
-            expected = [masks.BEFORE] * start + [masks.GIST] * (end - start)
-            assert labels == expected + [masks.AFTER] * (len(row) - end)
+            expected = [BEFORE] * start + [GIST] * (end - start)
+            assert labels == expected + [AFTER] * (len(row) - end)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])

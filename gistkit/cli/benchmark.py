@@ -125,7 +125,7 @@ def check(
     cache_dir: Annotated[str, typer.Option(metavar="DIR", help="Where downloads go.")] = ".cache",
     json: Annotated[bool, typer.Option("--json", help="Report as one JSON object.")] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Let the libraries speak, on standard error.")
+        bool, typer.Option("--verbose", help="Show the libraries' messages on standard error.")
     ] = False,
 ) -> None:
     """Check that activations and answers are the same with the gist cache and without.
@@ -208,7 +208,7 @@ def run(
     seed: Annotated[int, typer.Option(metavar="N", help="Of prompts, orders, intervals.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Report as one JSON object.")] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Let the libraries speak, on standard error.")
+        bool, typer.Option("--verbose", help="Show the libraries' messages on standard error.")
     ] = False,
 ) -> None:
     """Measure no cache, cached instructions and gists side by side; `run` may be left out.
@@ -234,10 +234,7 @@ def run(
     check_least(context, 0, "warmup", "seed")
     loaded = _load(context, () if num_gist_tokens is None else (num_gist_tokens,))
     if data is not None:
-        _run_examples(
-            loaded, _examples(data, max_samples), out, k=num_gist_tokens, profiler=profiler.value,
-            seed=seed, json=json,
-        )  # fmt: skip
+        _run_examples(context, loaded, _examples(data, max_samples), out)
         return
     from gistkit.benchmark.sweep import Options, sweep
     from gistkit.benchmark.sweep_report import to_markdown
@@ -270,15 +267,9 @@ def run(
 
 
 def _run_examples(
-    model: "GistModel",
-    examples: "Sequence[Example]",
-    out: Path,
-    *,
-    k: int | None,
-    profiler: str,
-    seed: int,
-    json: bool,
+    context: typer.Context, model: "GistModel", examples: "Sequence[Example]", out: Path
 ) -> None:
+    given = context.params
     from gistkit.benchmark.examples import run_examples, write_examples
     from gistkit.benchmark.files import GIST, INSTRUCTION, STANDARD
     from gistkit.benchmark.report import aggregate, to_markdown, write_report
@@ -297,13 +288,20 @@ def _run_examples(
 
         try:
             modes = (STANDARD, *cached)
-            rows = run_examples(model, examples, k=k, modes=modes, profiler=profiler, seed=seed)
+            rows = run_examples(
+                model,
+                examples,
+                k=given["num_gist_tokens"],
+                modes=modes,
+                profiler=given["profiler"],
+                seed=given["seed"],
+            )
             table = write_examples(path, rows, done=advance)
         except KeyboardInterrupt:
             say(f"stopped; {done} of {len(examples)} examples are saved in {path}")
             raise
-    result = aggregate([table], seed=seed)
-    emit(dumps(result) if json else to_markdown(result).rstrip())
+    result = aggregate([table], seed=given["seed"])
+    emit(dumps(result) if given["json"] else to_markdown(result).rstrip())
     for written in (path, *write_report(result, out)):
         say(f"wrote {written}")
 

@@ -87,7 +87,7 @@ def compare(
         bool, typer.Option("--force", help="Replace what --out holds of another comparison.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Let the libraries speak, on standard error.")
+        bool, typer.Option("--verbose", help="Show the libraries' messages on standard error.")
     ] = False,
 ) -> None:
     """Compare gists with other ways to keep a prompt: quality against what is kept.

@@ -131,9 +131,9 @@ def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def _room(model: GistModel, longest: int, options: AnswerOptions) -> int:
-    limits = [options.max_new_tokens]
-    if options.max_length is not None and model.adapter.max_positions is not None:
-        limits.append(options.max_length - longest)
-    if model.adapter.max_positions is not None:
-        limits.append(model.adapter.max_positions - longest)
-    return min(limits)
+    limit = model.adapter.max_positions
+    if limit is None:
+        return options.max_new_tokens
+    if options.max_length is not None:
+        limit = min(limit, options.max_length)
+    return min(options.max_new_tokens, limit - longest)

@@ -139,10 +139,10 @@ class Evaluation:
         about: Mapping[str, Any] | None = None,
         started: Started = lambda what, rows, done: lambda rows: None,
     ) -> dict[str, Any]:
-        """Answer what is left; returns what `metrics-{step}.json` holds.
+        """Answer the remaining examples; returns the content of `metrics-{step}.json`.
 
-        That is `scores` of each case and split, `paired` differences to pos_control, and what they
-        follow from.
+        That is `scores` of each case and split, `paired` differences to the full prompt, and the
+        settings and versions.
 
         Args:
             seed: of the intervals.
@@ -170,9 +170,7 @@ class Evaluation:
                     "split": split,
                     "outputs": str(self.outputs[case, split]),
                     **result.scores.report(seed=seed),
-                    "gen_len": result.gen_len,
-                    "loss": result.loss,
-                    "perplexity": result.perplexity,
+                    **result.by_model(),
                 }
                 for (case, split), result in results.items()
             ],

@@ -31,9 +31,10 @@ class SplitResult:
     loss: float  # of the references, nats per token
     gen_len: float  # mean length of the answers in tokens
 
-    @property
-    def perplexity(self) -> float:
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+    def by_model(self) -> dict[str, float]:
+        """The metrics that texts alone do not decide, by name."""
+        perplexity = math.exp(self.loss) if self.loss < 700 else math.inf
+        return {"loss": self.loss, "perplexity": perplexity, "gen_len": self.gen_len}
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,8 @@ class SplitEvaluator:
             path = self.folder / f"outputs-{step}-{split}.csv"
             save_answers(path, model, examples, result.answers, self.options.num_gist_tokens)
         scores = {
-            "loss": result.loss,
-            "perplexity": result.perplexity,
+            **result.by_model(),
             **result.scores.means(),
-            "gen_len": result.gen_len,
             "samples": float(len(examples)),
             "runtime": time.perf_counter() - start,
         }

@@ -1,12 +1,12 @@
 """Are activations and answers the same with the gist cache and without? Layer by layer.
 
-Both compute the same numbers in another order, so they differ by roundings, and by how much depends
-on the precision alone. A difference is measured at one token of one place (a layer's keys,
-say), in roundings of the precision, relative to the size of that place's activations:
+Both compute the same numbers in a different order, so they differ by roundings of the precision. A
+difference is measured at one token of one place (the keys of a layer, say), in roundings relative
+to the size of that place's activations:
 
     rms(with - without at the token) / (eps * rms(without at all tokens))
 
-`Tolerance` says how many are right; `docs/benchmarking.md` says what was measured.
+`Tolerance` is the number of roundings allowed; `docs/benchmarking.md` has measurements.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,13 +63,13 @@ class Difference:
     def __str__(self) -> str:
         return (
             f"{self.place}: {self.segment} token {self.position} ({self.token!r}) of prompt "
-            f"{self.prompt} is off by {self.roundings:.3g} roundings; {self.allowed:.3g} are right"
+            f"{self.prompt} is off by {self.roundings:.3g} roundings, of {self.allowed:.3g} allowed"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What came out for one k.
+    """The result for one k.
 
     Attributes:
         k: gist tokens.
@@ -89,7 +89,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far two right computations may be apart; it follows from the precision alone.
+    """How far two correct computations may be apart; it follows from the precision alone.
 
     A layer's errors are independent, so they grow as the root of the number of layers. Half
     precisions add up in float32 and round once; float32 rounds every term of a sum.

@@ -1,4 +1,4 @@
-"""What a model computes inside, with the gist cache and without, place by place.
+"""The activations of a model with the gist cache and without, place by place.
 
     without   full pass over  instruction GIST*k input output   under the gist mask
     with      one pass over                      input output   on top of the cached gist
@@ -66,7 +66,7 @@ def _decoder_full(prompts: Prompts, outputs: Outputs) -> Trace:
         padding,
         gist_id=model.gist_id,
         condition="gist",
-        model=lambda **given: model.hf_model(**{**given, "position_ids": positions}),
+        model=lambda **given: model.hf_model(**{**given, "position_ids": positions}),  # type: ignore[arg-type]
         past_key_values=cache,
         output_hidden_states=True,
     )
@@ -100,7 +100,7 @@ def _decoder_trace(
 ) -> Trace:
     """Starts count columns of `width`; tensors of fewer lack the first ones.
 
-    Hidden states have no gist where it was cached, and sliding windows forget.
+    There are no hidden states of a cached gist, and sliding windows drop the first columns.
     """
     trace: Trace = {}
     *hidden, last = output.hidden_states

@@ -112,7 +112,7 @@ def _perplexity(
 
 def markdown(entries: Sequence[Mapping[str, Any]]) -> str:
     """The entries as a table, and a line for each that could not be run."""
-    parts = [table(_head(), (_cells(e) for e in entries if not e["missing"]), numbers=True)]
+    parts = [table(_head(), (list(_cells(e)) for e in entries if not e["missing"]), numbers=True)]
     scored, rows = entries[0]["perplexity_rows"], entries[0]["rows"]
     if scored < rows:
         parts.append(f"Perplexity: of the {scored} of {rows} rows that fit with their full prompt.")

@@ -1,7 +1,7 @@
-"""A comparison: answer by every method and budget, write the leaderboard after each, and resume.
+"""A comparison: answer by every method and budget, and write the leaderboard after each.
 
-The report is its own journal: a run with the same options takes the outcomes that compare.json
-holds, and answers only by the methods that are not there or could not be run.
+The report is its own journal: a run with the same options takes the outcomes of compare.json, and
+runs only the methods that are missing or could not be run.
 """
 
 import json
@@ -45,11 +45,11 @@ def compare(
         about: JSON values that describe model and data: `model` and `data` are in the heading, and
             all must be the same for a run to resume.
         force: replace a comparison with other options.
-        progress: called with a method's name and the number of its steps before it begins; returns
-            what to call with the number of steps done.
+        progress: called with a method's name and number of steps before it begins; returns a
+            function that is called with the number of steps done.
 
     Returns:
-        What compare.json holds.
+        The content of compare.json.
 
     Raises:
         OptionError: there is no such method, or the model is an encoder-decoder.

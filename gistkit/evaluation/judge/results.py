@@ -170,7 +170,7 @@ def _check_costs(content: Mapping[str, Any]) -> None:
 
 
 def _choice_of(result: Mapping[str, Any]) -> str | None:
-    """ "a", "b" or "tie", told of the pair; None where the answer was no verdict."""
+    """ "a", "b" or "tie", of the pair; None where the reply was no verdict."""
     choice = result["choice"].strip().lower()
     unread = result["reason"].lower().startswith(_UNREAD)
     return None if unread or choice not in _COUNTED else str(choice)

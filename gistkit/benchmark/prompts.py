@@ -98,13 +98,6 @@ class Prompts:
         clock = _FirstToken(ids.device)
         options = decoding_options(
             max_new_tokens=new,
-            do_sample=False,
-            temperature=1.0,
-            top_p=1.0,
-            top_k=0,
-            num_beams=1,
-            num_return_sequences=1,
-            streamed=False,
             pad_token_id=self.model.tokenizer.pad_token_id,
             # an id that no model predicts: no answer ends early
             eos_token_id=int(self.model.hf_model.config.get_text_config().vocab_size),

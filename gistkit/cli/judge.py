@@ -290,7 +290,7 @@ def _print_plans(
         price = f"about ${sum(costs):.2f}"
     emit(
         f"in all {sum(plan['requests'] for plan in plans.values())} requests, about {tokens:,} "
-        f"prompt tokens, {price}; nothing was asked"
+        f"prompt tokens, {price}; nothing was sent"
         + (f"; {complete} comparisons are complete" if complete else "")
     )
 

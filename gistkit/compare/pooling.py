@@ -4,8 +4,8 @@
     slots        0     1     2          each the mean of its run
 
 Slots are at positions 0 .. k-1. Keys are rotated by their positions, and keys of different
-rotations cannot be averaged, so each key of position p is first rotated by slot - p, to the position
-of its slot. With k >= n nothing changes.
+rotations cannot be averaged, so each key of position p is first rotated by slot - p, to its slot's
+position. With k >= n nothing changes.
 
 Shapes: H heads, n entries, D head size.
 """

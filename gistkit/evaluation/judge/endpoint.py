@@ -9,7 +9,7 @@ import json
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from email.utils import parsedate_to_datetime
 from importlib import import_module
 from typing import Any, Self
@@ -67,11 +67,7 @@ class Usage:
     completion_tokens: int = 0
 
     def __add__(self, other: "Usage") -> "Usage":
-        return Usage(
-            self.requests + other.requests,
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-        )
+        return Usage(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +210,7 @@ class Endpoint:
             await asyncio.sleep(left + 0.01)
 
     async def _wait(self, retry: _Retry, times: int) -> None:
-        """Wait as long as asked, else longer each time; a rate limit holds for all questions."""
+        """Wait as `Retry-After` says, else longer each time; a rate limit pauses all questions."""
         if retry.wait is not None and retry.wait > LONGEST_WAIT:
             raise JudgeError(
                 f"{self.config.base_url or 'the endpoint'} asks to wait {retry.wait:.0f} s "

@@ -69,7 +69,7 @@ def report(
     seed: Annotated[int, typer.Option(metavar="N", help="Of the intervals' bootstrap.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Report as one JSON object.")] = False,
 ) -> None:
-    """Means, reductions and intervals of benchmark files, the published ones among them.
+    """Means, reductions and intervals of benchmark files, including the published ones.
 
     Files of gists and of instruction caches on the same prompts are also compared with each other.
     """

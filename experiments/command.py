@@ -64,14 +64,14 @@ class Job:
 
     def gistkit(self) -> list[str]:
         """The command line under test."""
-        asked = {
+        options = {
             "model-name-or-path": self.folder,
             "instruction": self.instruction,
             "input": self.input,
             "max-new-tokens": str(self.new_tokens),
             "device": "cpu",
         }
-        words = [word for name, value in asked.items() for word in (f"--{name}", value)]
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
         return [sys.executable, "-m", "gistkit", "compress", "--json", *words]
 
     def bare(self, *, cached: bool = False) -> list[str]:
@@ -84,7 +84,7 @@ class Job:
         return [sys.executable, script, *parts, *(["cached"] if cached else [])]
 
     def facts(self) -> dict[str, float]:
-        """The sizes of what is loaded, read and said."""
+        """The sizes of model, prompt and answer."""
         k = self.model.config.default_k
         return {
             "parameters": sum(p.numel() for p in self.model.hf_model.parameters()),

@@ -72,7 +72,7 @@ def forward(model: GistModel, ids: torch.Tensor, mask: torch.Tensor) -> None:
 
 
 def check(model: GistModel, texts: list[str], lengths: list[int]) -> dict[str, str]:
-    """Assert that a batch's gists are those of its instructions one by one.
+    """Assert that a batch's gists are those of its instructions row by row.
 
     Raises:
         AssertionError: they are not.
@@ -80,7 +80,7 @@ def check(model: GistModel, texts: list[str], lengths: list[int]) -> dict[str, s
     gist = model.compress(texts)
     alone = type(gist).stack([model.compress(text) for text in texts])
     if [row.instruction_tokens for row in gist.provenance] != lengths:
-        raise AssertionError("the instructions are not as long as asked")
+        raise AssertionError("the instructions do not have the requested length")
     worst = max(
         float((gist.tensors[name] - alone.tensors[name]).abs().max()) for name in gist.tensors
     )

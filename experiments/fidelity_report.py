@@ -49,14 +49,14 @@ def to_markdown(rows: Sequence[Row]) -> tuple[str, Row]:
         "",
     ]
     for group in dict.fromkeys(row["group"] for row in held):
-        mine = [row for row in held if row["group"] == group]
-        found = {name: _share(mine, target) for name, target in TARGETS.items()}
-        found["full_wrong"] = _share(mine, lambda row: row["full_wrong"])
-        scores = {p: float(np.mean([r[p]["score"] for r in mine])) for p in ("given", "drawn")}
-        summary["groups"].append({"group": group, "gists": len(mine), **found, **scores})
+        selected = [row for row in held if row["group"] == group]
+        found = {name: _share(selected, target) for name, target in TARGETS.items()}
+        found["full_wrong"] = _share(selected, lambda row: row["full_wrong"])
+        scores = {p: float(np.mean([r[p]["score"] for r in selected])) for p in ("given", "drawn")}
+        summary["groups"].append({"group": group, "gists": len(selected), **found, **scores})
         shares = (found["wrong"], found["full_wrong"], found["lost"], found["differs"])
         cells = [f"{100 * share:.1f}" for share in shares]
-        groups.append((group, len(mine), *cells, *(f"{s:.3f}" for s in scores.values())))
+        groups.append((group, len(selected), *cells, *(f"{s:.3f}" for s in scores.values())))
     head = (
         "group", "gists", "wrong", "full prompt wrong", "lost", "differs", "score, given", "drawn",
     )  # fmt: skip
@@ -73,13 +73,13 @@ def to_markdown(rows: Sequence[Row]) -> tuple[str, Row]:
     for probes in ("given", "drawn"):
         for subset, names in SUBSETS.items():
             for what in ("score", *PARTS):
-                mine = [r for r in held if r["group"] in names and what in r[probes]]
+                selected = [r for r in held if r["group"] in names and what in r[probes]]
                 cells = []
                 for name, per_gist in (*((t, False) for t in TARGETS), *_PER_GIST):
-                    found = _auroc_of(mine, probes, what, TARGETS[name], per_gist=per_gist)
+                    found = _auroc_of(selected, probes, what, TARGETS[name], per_gist=per_gist)
                     summary["auroc"].append(
                         {"probes": probes, "subset": subset, "what": what, "target": name}
-                        | {"per_gist": per_gist, "gists": len(mine), **found}
+                        | {"per_gist": per_gist, "gists": len(selected), **found}
                     )
                     cells.append(_cell(found))
                 areas.append((probes, subset, what, *cells))
@@ -93,11 +93,11 @@ def to_markdown(rows: Sequence[Row]) -> tuple[str, Row]:
         "",
     ]
     for low, high in pairwise(BINS):
-        mine = [row for row in held if low <= row["given"]["score"] < high]
-        found = {name: _share(mine, target) for name, target in TARGETS.items()}
-        summary["calibration"].append({"low": low, "high": high, "gists": len(mine), **found})
-        cells = ["" if not mine else f"{100 * share:.1f}" for share in found.values()]
-        bins.append((f"{low:g} to {min(high, 1):g}", len(mine), *cells))
+        selected = [row for row in held if low <= row["given"]["score"] < high]
+        found = {name: _share(selected, target) for name, target in TARGETS.items()}
+        summary["calibration"].append({"low": low, "high": high, "gists": len(selected), **found})
+        cells = ["" if not selected else f"{100 * share:.1f}" for share in found.values()]
+        bins.append((f"{low:g} to {min(high, 1):g}", len(selected), *cells))
     lines += [table(("score", "gists", "wrong", "lost", "differs"), bins)]
     lines += ["", "## Threshold", "", *_threshold(chosen, held, threshold)]
     return "\n".join(lines) + "\n", summary
@@ -149,7 +149,7 @@ def _auroc_of(
 
 
 def _share(rows: Sequence[Row], target: Target) -> float:
-    answers = [one for row in rows for one in target(row)]
+    answers = [answer for row in rows for answer in target(row)]
     return sum(answers) / len(answers) if answers else float("nan")
 
 

@@ -23,8 +23,8 @@ from experiments.report import RESULTS, write
 from gistkit.data.collate import Limits
 from gistkit.data.sets import read_splits, shuffled
 from gistkit.evaluation.answers import AnswerOptions
-from gistkit.evaluation.scores import difference
 from gistkit.evaluation.splits import SplitResult, evaluate_split
+from gistkit.metrics import difference
 from gistkit.model import GistModel
 from gistkit.prompts import Example
 from gistkit.report import interval, record, table

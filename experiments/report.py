@@ -60,7 +60,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line asked for, but the sizes."""
+    """The options of the command line, without the sizes."""
 
     rounds: int
     seed: int = 0

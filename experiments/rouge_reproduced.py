@@ -3,7 +3,7 @@
     python -m experiments.rouge_reproduced $GISTKIT_SHARED/data/reference_results
 
 Quality, not speed. The folder holds `rouge.csv` and `model_outputs/` as the paper's authors
-released them. The published numbers are the middle of an unseeded bootstrap, ours are plain means.
+released them. The published numbers are the middle of an unseeded bootstrap, these are plain means.
 """
 
 import argparse
@@ -17,8 +17,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from experiments.report import RESULTS, write
 from gistkit.evaluation.outputs import Output, matched, read_outputs
-from gistkit.evaluation.scores import Scores, difference, score
-from gistkit.metrics import ROUGE_KINDS, clean
+from gistkit.metrics import ROUGE_KINDS, Scores, clean, difference, score
 from gistkit.report import interval, record, table
 
 SEED = 0
@@ -61,24 +60,24 @@ def measure(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         found["published_rougeL"] = float(row["value"])
         if path.is_file():
             outputs = read_outputs(path)
-            ours = score(*_texts(outputs), sentences=clean)
-            scored[case] = outputs, ours
+            scores = score(*_texts(outputs), sentences=clean)
+            scored[case] = outputs, scores
             found |= {
-                **ours.report(seed=SEED),
-                "difference": ours.means()["rougeL"] - found["published_rougeL"],
+                **scores.report(seed=SEED),
+                "difference": scores.means()["rougeL"] - found["published_rougeL"],
                 "library": by_library(outputs),
             }
         rows.append(found)
     paired = []
-    for (model, split, condition, k), (outputs, ours) in scored.items():
+    for (model, split, condition, k), (outputs, scores) in scored.items():
         control = model, split, "pos_control", "1"
         if condition != "pos_control" and control in scored:
             names = f"{model}-{condition}-{k}", f"{model}-pos_control-1"
-            theirs = matched(outputs, scored[control][0], names=names)
-            against = score(*_texts(theirs), sentences=clean)
+            controls = matched(outputs, scored[control][0], names=names)
+            against = score(*_texts(controls), sentences=clean)
             paired.append(
                 {"a": names[0], "b": names[1], "split": split}
-                | difference(ours, against, seed=SEED)
+                | difference(scores, against, seed=SEED)
             )
     return rows, paired
 
@@ -87,7 +86,7 @@ def by_library(outputs: Sequence[Output]) -> dict[str, float]:
     """Mean scores by rouge_score alone, of the texts as they lie."""
     scorer = RougeScorer(list(ROUGE_KINDS), use_stemmer=True)
     scores = [scorer.score(row.y_true, row.y_pred) for row in outputs]
-    return {kind: 100 * fmean(one[kind].fmeasure for one in scores) for kind in ROUGE_KINDS}
+    return {kind: 100 * fmean(score[kind].fmeasure for score in scores) for kind in ROUGE_KINDS}
 
 
 def _texts(outputs: Sequence[Output]) -> tuple[list[str], list[str]]:
@@ -113,12 +112,12 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         f"- largest difference to the rouge_score library called directly, of all four kinds: "
         f"{apart:.2g}",
         "",
-        "The published numbers are the middle of an unseeded bootstrap, ours are plain means.",
+        "The published numbers are the middle of an unseeded bootstrap, these are plain means.",
         "",
         table(
             (
                 "model", "split", "rows", "R1", "R2", "RL", "RLsum", "exact match", "words",
-                "published RL", "ours - published",
+                "published RL", "difference",
             ),
             map(_cells, given),
         ),

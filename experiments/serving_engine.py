@@ -49,7 +49,7 @@ ALONE = "generate"
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is asked.
+    """The requests of a load.
 
     Attributes:
         instructions, inputs: one of each a request.
@@ -65,8 +65,8 @@ class Load:
     tokens: int
 
     @classmethod
-    def make(cls, model: GistModel, asked: Sequence[tuple[str, str]], tokens: int) -> "Load":
-        instructions, inputs = zip(*asked, strict=True)
+    def make(cls, model: GistModel, pairs: Sequence[tuple[str, str]], tokens: int) -> "Load":
+        instructions, inputs = zip(*pairs, strict=True)
         different = dict.fromkeys(instructions)
         gists = {text: model.compress(text) for text in different}
         caches = {text: model.cache_prompt(text) for text in different}
@@ -175,15 +175,15 @@ def _tasks(requests: int, gists: int, options: Options) -> Load:
     """What the toy model was trained for."""
     model = GistModel.from_pretrained("toy", device=options.device)
     rng = Random(options.seed)
-    asked = []
+    pairs = []
     for number in range(gists):
         family = FAMILIES[("reply", "notice", "rewrite")[number % 3]]
         level = rng.choice((1, 2, 3))
         instruction = family.instruction(family.facts(level, rng), rng)
         own = range(number, requests, gists)
-        asked += [(instruction, family.input(level, rng)) for _ in own]
-    rng.shuffle(asked)
-    return Load.make(model, asked, tokens=64)
+        pairs += [(instruction, family.input(level, rng)) for _ in own]
+    rng.shuffle(pairs)
+    return Load.make(model, pairs, tokens=64)
 
 
 def _texts(sizes: Mapping[str, Any], options: Options) -> Load:
@@ -193,5 +193,5 @@ def _texts(sizes: Mapping[str, Any], options: Options) -> Load:
     lengths = [sizes["instruction_tokens"]] * gists
     instructions = make_instructions(model, lengths, seed=options.seed)
     inputs = make_inputs(model, [sizes["input_tokens"]] * requests, seed=options.seed)
-    asked = [(instructions[n % gists], text) for n, text in enumerate(inputs)]
-    return Load.make(model, asked, sizes["new_tokens"])
+    pairs = [(instructions[n % gists], text) for n, text in enumerate(inputs)]
+    return Load.make(model, pairs, sizes["new_tokens"])

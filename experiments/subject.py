@@ -2,7 +2,7 @@
 
 Speed does not depend on what the weights say. A word is a token, so lengths are exact through the
 public, text-only interface; and no special token is ever predicted (their output rows are zero, a
-logit that is never the largest), so every answer has exactly as many tokens as were asked for.
+logit that is never the largest), so every answer has exactly the requested number of tokens.
 """
 
 import random
@@ -95,12 +95,12 @@ def make_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
 
 
 def make_instructions(model: GistModel, lengths: list[int], *, seed: int) -> list[str]:
-    """Distinct instructions; each is as many tokens as asked, without its gist span."""
+    """Distinct instructions; each has the requested number of tokens, without its gist span."""
     return _texts(model, [n - INSTRUCTION_MARKS for n in lengths], f"instructions {seed}")
 
 
 def make_inputs(model: GistModel, lengths: list[int], *, seed: int) -> list[str]:
-    """Inputs; each is as many tokens as asked, its marks included."""
+    """Inputs; each has the requested number of tokens, its marks included."""
     return _texts(model, [n - INPUT_MARKS for n in lengths], f"inputs {seed}")
 
 
@@ -139,7 +139,7 @@ class Request:
     """The same inputs in the four modes. What is kept is made before, as a server has it.
 
     Attributes:
-        model, instructions, inputs: what is asked; one instruction for each input.
+        model, instructions, inputs: one instruction for each input.
         gist, cache: the instructions' gists, and the caches of their full prompts.
     """
 

@@ -218,7 +218,7 @@ class Answering:
 
     def results(self, start: int = 0) -> Iterator[list[Result]]:
         """The results from prompt number `start` on, a batch at a time."""
-        from gistkit.evaluation.gists import Gists
+        from gistkit.evaluation.answers import Gists
 
         model, settings = self._model, self._settings
         gists = Gists(

@@ -1,4 +1,4 @@
-"""A prompt answered in four modes: from its gist, and from what a gist must be compared with.
+"""A prompt answered in four modes: from its gist, and from its baselines.
 
     mode            kept between answers       read for each answer
     gist            GIST*k                     input

@@ -1,8 +1,11 @@
-"""How well predictions match references: ROUGE, exact match, lengths. Pure functions of texts.
+"""How well predictions match references: ROUGE, exact match, length. Pure functions of texts.
+
+    predictions, references ── score ──> Scores ── report ──> means and intervals
+                                            └── difference ──> paired differences
 
 Scores are percentages, 0 to 100; texts are compared as they are, one reference to a prediction.
-`METRICS` is the table of all that evaluations, training logs and figures report. Knows nothing
-about models or files.
+`METRICS` is the table of all metrics that evaluations, training logs and leaderboards report.
+Knows nothing about models or files.
 """
 
 import re
@@ -11,24 +14,14 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
 from statistics import fmean
-from typing import Any, TypedDict
+from typing import Any
 
 from gistkit.errors import MissingExtraError, OptionError
-from gistkit.stats import LEVEL, mean_interval, wilson_interval
+from gistkit.stats import LEVEL, mean_interval, paired_difference, wilson_interval
 
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 _SENTENCE_END = re.compile(r"([.!?][\"')\]]*)\s+")
-
-
-class Lengths(TypedDict):
-    """Words (whitespace tokens) of the texts that are not empty, and how many are `empty`."""
-
-    mean: float
-    median: int
-    p99: int
-    max: int
-    empty: int
 
 
 def split_sentences(text: str) -> str:
@@ -141,20 +134,6 @@ def _share_interval(
     return 100 * low, 100 * high
 
 
-def lengths(texts: Sequence[str]) -> Lengths:
-    """Word counts: mean, median (the lower of two), 99th percentile (nearest rank), maximum."""
-    counts = sorted(words for words in (len(text.split()) for text in texts) if words)
-    if not counts:
-        return Lengths(mean=0.0, median=0, p99=0, max=0, empty=len(texts))
-    return Lengths(
-        mean=fmean(counts),
-        median=counts[(len(counts) - 1) // 2],
-        p99=counts[-(-99 * len(counts) // 100) - 1],
-        max=counts[-1],
-        empty=len(texts) - len(counts),
-    )
-
-
 def _check_pairs(predictions: Sequence[str], references: Sequence[str]) -> None:
     if not predictions:
         raise OptionError("there are no predictions to score; give at least one")
@@ -179,7 +158,7 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A number that reports show, and all that they need to know about it.
+    """A number that reports show, and what they need to know about it.
 
     Attributes:
         name: in reports and logs.
@@ -187,7 +166,7 @@ class Metric:
         score: a value for each prediction; None where the model computes it (`evaluate_split`).
         interval: of the mean of those values.
         greater_is_better: None where neither is: no differences are reported.
-        headline: also shown, with its interval, while training.
+        headline: also shown, with its interval, while training and in leaderboards.
         format: of the mean, in tables.
     """
 
@@ -222,7 +201,61 @@ METRICS: Mapping[str, Metric] = {
         ),
         Metric("gen_len", "tokens per answer", greater_is_better=None),
         Metric("loss", "loss (nats per token)", greater_is_better=False, headline=True),
-        Metric("perplexity", "perplexity of the reference", greater_is_better=False),
+        Metric("perplexity", "perplexity of the reference", greater_is_better=False, format=".3g"),
     )
 }
 """By name, in the order in which reports show them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The value of every example, by metric: those of `METRICS` that texts alone decide."""
+
+    values: Mapping[str, Sequence[float]]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values())))
+
+    def means(self) -> dict[str, float]:
+        return {name: fmean(values) for name, values in self.values.items()}
+
+    def interval(self, name: str, *, seed: int) -> tuple[float, float]:
+        """The 95 % interval of a mean."""
+        return METRICS[name].interval(self.values[name], seed=seed)
+
+    def report(self, *, seed: int) -> dict[str, Any]:
+        """Means, `intervals` by name, and the number of `rows`, as JSON values."""
+        intervals = {name: list(self.interval(name, seed=seed)) for name in self.values}
+        return {**self.means(), "rows": len(self), "intervals": intervals}
+
+
+def score(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    *,
+    sentences: Callable[[str], str] = split_sentences,
+) -> Scores:
+    """Score every prediction, both texts cleaned as published (`clean`).
+
+    Args:
+        sentences: as for `rouge_scores`.
+
+    Raises:
+        MissingExtraError: the package rouge_score is not installed.
+        OptionError: no predictions, or not as many references.
+    """
+    texts = Texts(list(map(clean, predictions)), list(map(clean, references)), sentences)
+    return Scores({m.name: m.score(texts) for m in METRICS.values() if m.score is not None})
+
+
+def difference(scores: Scores, others: Scores, *, seed: int) -> dict[str, Any]:
+    """`scores` minus `others` by name: `difference` and its 95 % `interval`, paired bootstrap.
+
+    Raises OptionError where they are not of as many rows.
+    """
+    found = {}
+    for name, values in scores.values.items():
+        if METRICS[name].greater_is_better is not None:
+            mean, interval = paired_difference(values, others.values[name], seed=seed)
+            found[name] = {"difference": mean, "interval": list(interval)}
+    return found

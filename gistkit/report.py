@@ -1,4 +1,4 @@
-"""What reports are made of: Markdown tables, figures, and the record of what ran where."""
+"""Parts of reports: Markdown tables, figures, and the record of versions and machine."""
 
 import os
 import platform
@@ -40,14 +40,13 @@ def interval(value: float, ends: Sequence[float], form: str = ".1f") -> str:
 
 
 def or_dash(value: float | None, form: str = ".1f") -> str:
-    """The number, or "-" where there is none."""
     return "-" if value is None else format(value, form)
 
 
 def record(
     theme: str, *, schema_version: int = 1, packages: Sequence[str] = PACKAGES
 ) -> dict[str, Any]:
-    """The head of a result file: what it is about, when it ran, and with which versions."""
+    """The head of a result file: theme, date and versions."""
     return {
         "schema_version": schema_version,
         "theme": theme,

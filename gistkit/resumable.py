@@ -1,12 +1,12 @@
-"""Runs that resume: a journal of what is done, beside the file that the run is to write.
+"""Runs that can be resumed: a journal of finished work beside the file that the run writes.
 
-    FILE.partial    {"settings": {...}}                  what all entries follow from
+    FILE.partial    {"settings": {...}}                  decides all entries
                     {"row": 17, "answer": "Paris"}       one entry a line
-    FILE            when all is there: written by the caller, or the journal renamed
+    FILE            at the end: written by the caller, or the journal renamed
 
-Entries reach the file before `append` returns, so a run that is killed loses none. What comes
-after the last whole line was cut off by a kill or a full disk, and is dropped. A run that writes
-holds the journal's lock until it ends, so that no second run does the same work.
+Entries are in the file before `append` returns, so a killed run loses none. A last line without an
+end was cut off by a kill or a full disk, and is dropped. A run that writes holds the journal's lock
+until it ends, so that no second run does the same work.
 """
 
 import json
@@ -23,7 +23,7 @@ Entry = dict[str, Any]
 
 
 class Journal:
-    """Entries that earlier runs left, and those that this one appends. A context manager.
+    """The entries of earlier runs, and those that this one appends. A context manager.
 
         with Journal(out, settings, force=force) as journal:
             for row in range(len(journal.entries), len(rows)):
@@ -32,7 +32,7 @@ class Journal:
             journal.remove()
 
     Args:
-        target: the file to be written in the end; the journal is `target` with `.partial`.
+        target: the file to be written at the end; the journal is `target` with `.partial`.
         settings: JSON values that decide the entries. None writes no first line: the entries are
             the lines of the target, and the caller checks that they fit.
         fixed: settings that must be those of the journal; None: all.
@@ -80,17 +80,17 @@ class Journal:
         self.close()
 
     def restart(self) -> None:
-        """Forget what is there; the file keeps it until the next entry is appended."""
+        """Drop all entries; the file keeps them until the next entry is appended."""
         self.entries, self.found = [], None
         self._restart = True
 
     def open(self) -> None:
-        """Take the journal for this run, and make sure that there is room for a line.
+        """Lock the journal for this run, and ensure that there is room for a line.
 
-        `append` does so itself; call this where no work may begin before.
+        `append` does so itself; call this first if no work may begin without the lock.
 
         Raises:
-            SaveError: another run has it, or has changed it since it was read; or there is no room.
+            SaveError: another run holds it or has changed it since; or there is no room.
         """
         try:
             with self._saving():
@@ -129,7 +129,7 @@ class Journal:
             self._release()
 
     def remove(self) -> None:
-        """Delete the journal: its entries are elsewhere now (raises SaveError)."""
+        """Delete the journal, once its entries are saved elsewhere (raises SaveError)."""
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:
@@ -138,7 +138,7 @@ class Journal:
             self._release()
 
     def close(self) -> None:
-        """Let other runs have the journal. One without a line is deleted."""
+        """Release the journal to other runs. An empty one is deleted."""
         if self._file is None:
             return
         with suppress(OSError):
@@ -208,9 +208,9 @@ class Journal:
     def _as_read(self) -> bool:
         """Whether target and journal are those that were read; the journal may be new."""
         target, journal = self._stamps()
-        mine = os.fstat(self._file.fileno())
-        same = journal is not None and journal[0] == mine.st_ino
-        return same and self._seen == [target, journal if mine.st_size or self._seen[1] else None]
+        opened = os.fstat(self._file.fileno())
+        same = journal is not None and journal[0] == opened.st_ino
+        return same and self._seen == [target, journal if opened.st_size or self._seen[1] else None]
 
     @contextmanager
     def _saving(self) -> Iterator[None]:

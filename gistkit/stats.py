@@ -94,12 +94,7 @@ def mean_interval(
 
 
 def rate_interval(
-    totals: Sequence[float],
-    counts: Sequence[float],
-    *,
-    seed: int,
-    samples: int = 1000,
-    level: float = LEVEL,
+    totals: Sequence[float], counts: Sequence[float], *, seed: int
 ) -> tuple[float, tuple[float, float]]:
     """The sum of `totals` over the sum of `counts` (nats per token, say), and its interval.
 
@@ -111,22 +106,13 @@ def rate_interval(
         raise OptionError("give at least one sample, and to each total a count above zero")
     sums, numbers = (numpy.asarray(v, dtype=numpy.float64) for v in (totals, counts))
     interval = bootstrap(
-        lambda rows: sums[rows].sum(1) / numbers[rows].sum(1),
-        len(sums),
-        seed=seed,
-        samples=samples,
-        level=level,
+        lambda rows: sums[rows].sum(1) / numbers[rows].sum(1), len(sums), seed=seed
     )
     return float(sums.sum() / numbers.sum()), interval
 
 
 def paired_difference(
-    scores: Sequence[float],
-    others: Sequence[float],
-    *,
-    seed: int,
-    samples: int = 1000,
-    level: float = LEVEL,
+    scores: Sequence[float], others: Sequence[float], *, seed: int
 ) -> tuple[float, tuple[float, float]]:
     """The mean of `scores` minus that of `others`, and its interval by the paired bootstrap.
 
@@ -136,22 +122,16 @@ def paired_difference(
     if len(scores) != len(others):
         raise OptionError(f"{len(scores)} scores and {len(others)} others are no pairs")
     differences = [score - other for score, other in zip(scores, others, strict=True)]
-    return fmean(differences), mean_interval(differences, seed=seed, samples=samples, level=level)
+    return fmean(differences), mean_interval(differences, seed=seed)
 
 
-def median_interval(
-    values: Sequence[float], *, seed: int, samples: int = 2000, level: float = LEVEL
-) -> Interval:
+def median_interval(values: Sequence[float], *, seed: int, samples: int = 2000) -> Interval:
     """The median of `values` and its bootstrap interval; raises as `bootstrap`."""
     import numpy
 
     array = numpy.asarray(values, dtype=numpy.float64)
     low, high = bootstrap(
-        lambda rows: numpy.median(array[rows], axis=1),
-        len(array),
-        seed=seed,
-        samples=samples,
-        level=level,
+        lambda rows: numpy.median(array[rows], axis=1), len(array), seed=seed, samples=samples
     )
     return Interval(median(values), low, high)
 
@@ -187,16 +167,16 @@ def wilson_interval(count: int, total: int, *, level: float = LEVEL) -> tuple[fl
     return max(0.0, center - half), min(1.0, center + half)
 
 
-def share_interval(count: int, total: int, *, level: float = LEVEL) -> tuple[float, float]:
+def share_interval(count: int, total: int) -> tuple[float, float]:
     """The exact interval of a share `count / total` (Clopper and Pearson 1934), within 0 to 1.
 
-    It holds the true share at least `level` of the time, whatever the share and the total; of
+    It holds the true share at least 95 % of the time, whatever the share and the total; of
     nothing at all it is 0 to 1.
 
     >>> [round(bound, 4) for bound in share_interval(0, 10)]
     [0.0, 0.3085]
     """
-    tail = (1 - level) / 2
+    tail = (1 - LEVEL) / 2
     return _lower(count, total, tail), 1 - _lower(total - count, total, tail)
 
 

@@ -1,4 +1,4 @@
-"""How work is timed on a noisy machine: in turn, in one process, compared by paired ratios.
+"""Timing on a noisy machine: in turn, in one process, compared by paired ratios.
 
     round 1   B A C        every side once a round, in a random order
     round 2   A C B
@@ -63,10 +63,9 @@ def interleave(
     """Run every side once a round, in a random order.
 
     Args:
-        sides: what to run, by name; each returns what it measured.
+        sides: functions by name; each returns its measurement.
         rounds: how many rounds count.
         warmup: rounds that run first and are dropped.
-        seed: of the orders.
         after_round: called after each round, warm-up included.
 
     Returns:

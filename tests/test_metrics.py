@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from gistkit import metrics
-from gistkit.data.examples import read_examples
 from gistkit.errors import MissingExtraError, OptionError
 
 
@@ -88,21 +87,6 @@ def test_a_higher_level_gives_a_wider_interval() -> None:
     low, high = metrics.exact_match_interval(["a", "b"], ["a", "a"], level=0.5)
     wide_low, wide_high = metrics.exact_match_interval(["a", "b"], ["a", "a"], level=0.99)
     assert 0 < wide_low < low < 50 < high < wide_high < 100
-
-
-def test_lengths_are_those_of_the_datas_own_statistics(shared: Path) -> None:
-    """Mean, median and maximum as in the data's description; 44 of 252 have no input."""
-    examples = read_examples(shared / "data" / "alpaca_plus" / "validation_human.json")
-    counts = metrics.lengths([example.input for example in examples])
-    assert round(counts["mean"], 1) == 28.6
-    assert (counts["median"], counts["max"], counts["empty"]) == (9, 278, 44)
-
-
-def test_lengths_by_hand() -> None:
-    texts = ["", " ", *("w " * n for n in range(1, 101))]
-    assert metrics.lengths(texts) == {"mean": 50.5, "median": 50, "p99": 99, "max": 100, "empty": 2}
-    assert metrics.lengths(["one two"]) == {"mean": 2, "median": 2, "p99": 2, "max": 2, "empty": 0}
-    assert metrics.lengths([]) == {"mean": 0, "median": 0, "p99": 0, "max": 0, "empty": 0}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a gist saves: measured, checked, and compared with the cached full prompt everywhere.
+"""What a gist saves, compared with the cached full prompt throughout.
 
 measure ── sweep ── sweep_report     no cache, instruction cache, gist: time, FLOPs, memory
 examples ── files ── report          the published protocol, and its CSV files as one report

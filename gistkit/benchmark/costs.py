@@ -76,10 +76,7 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
-    """How far memory rises while `work` runs, above what was held before, as torch allocates it.
-
-    None where torch does not tell: neither CPU nor CUDA.
-    """
+    """How far allocated memory rises while `work` runs; None on devices but CPU and CUDA."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -100,14 +97,14 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
 
 
 def joules(device: torch.device) -> float | None:
-    """The device's energy counter, since some time in the past; None where there is none."""
+    """The device's energy counter, from an arbitrary start; None where there is none."""
     if device.type == "cuda":
         try:
             pynvml = import_module("pynvml")
             pynvml.nvmlInit()
             handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
             return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
-        except Exception:  # no library, no permission, an old driver: all mean "it does not tell"
+        except Exception:  # no library, no permission, an old driver
             return None
     if device.type != "cpu":
         return None

@@ -1,13 +1,13 @@
 """The published protocol: one forward pass for each example, with a cache and without.
 
-Caches are made before and not timed; the modes come in a random order for each example. Two
-differences to the published script: a first pass is not counted, and each pass runs once more
-without the profiler, for its plain time (`prefill`).
+Caches are made in advance and not timed; the order of modes is random for each example. Two
+differences to the published script: a first pass is not counted, and each pass is repeated without
+the profiler, for its plain time (`prefill`).
 """
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +23,25 @@ Row = dict[str, Any]
 Work = Callable[[], object]
 
 
-def measure_examples(
-    model: GistModel,
-    examples: Sequence[Example],
+def write_examples(
     path: Path,
+    measured: Iterable[list[Row]],
     *,
-    k: int | None = None,
-    modes: Sequence[str] = (STANDARD, GIST),
-    profiler: str = "pytorch",
-    seed: int = 0,
     convert: Callable[[list[Row]], list[Row]] = lambda rows: rows,
     done: Callable[[int], object] = lambda examples: None,
 ) -> Table:
-    """Write a benchmark file; it is rewritten after each example, so that no measurement is lost.
+    """Write a benchmark file again after each example, so that no measurement is lost.
 
     Args:
-        convert: what becomes of an example's rows before they are written.
-        done: called with the number of examples that are written.
-        Others, and errors: as `run_examples`; raises SaveError too.
+        measured: the rows of `run_examples`; its errors are raised here.
+        convert: applied to an example's rows before they are written.
+        done: called with the number of examples written.
+
+    Raises:
+        SaveError: the file cannot be written.
     """
     rows: list[Row] = []
-    found = run_examples(model, examples, k=k, modes=modes, profiler=profiler, seed=seed)
-    for number, example_rows in enumerate(found, 1):
+    for number, example_rows in enumerate(measured, 1):
         rows += convert(example_rows)
         write_rows(path, rows)
         done(number)
@@ -64,10 +61,9 @@ def run_examples(
 
     Args:
         k: gist tokens; default: the model's.
-        modes: which to run, of standard, instruction and gist.
         profiler: "pytorch" for `cpu_time` and `cuda_time` in microseconds and `flops` as torch
             counts them; "deepspeed" for its flops, macs, params and duration.
-        seed: of the orders.
+        seed: of the orders of modes.
 
     Raises:
         OptionError: an unknown profiler, or an encoder-decoder is to cache instructions.

@@ -35,15 +35,7 @@ def measure(
     seed: int,
     after_round: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Measure one batch.
-
-    Args:
-        prompts: what is asked.
-        new: tokens of each answer.
-        rounds: how many count.
-        warmup: how many run before and do not count.
-        seed: of the orders and the bootstrap.
-        after_round: called after each round.
+    """Measure one batch; `new` is the number of tokens of each answer, `rounds` those that count.
 
     Returns:
         JSON values: `modes` (by name: times, rates, memory, FLOPs), `ratios` (to standard and to
@@ -127,9 +119,9 @@ def _pairs(modes: Sequence[str]) -> list[tuple[str, str]]:
 def break_evens(samples: Samples, modes: Sequence[str], seed: int) -> dict[str, Any]:
     """Answers after which making a cache has paid for itself; None where it never does.
 
-    By the time to the first token, which is what a cache shortens for sure. Against instruction
-    caching only what a gist costs more to make has to be earned: 0 where it costs no more, and
-    None where reading on top of it is not quicker.
+    Savings are counted in time to the first token. Against instruction caching only the additional
+    cost of making a gist counts: 0 where there is none, and None where reading on top of the gist
+    is not faster.
     """
     import numpy
 
@@ -159,8 +151,8 @@ def break_evens(samples: Samples, modes: Sequence[str], seed: int) -> dict[str, 
 def _agreement(prompts: Prompts, answers: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Shares of greedy tokens that are equal: to the masked full pass, and to no cache."""
 
-    def share(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-        return float((ours == theirs).float().mean())
+    def share(found: torch.Tensor, expected: torch.Tensor) -> float:
+        return float((found == expected).float().mean())
 
     return {
         f"{mode} = full pass": share(ids, prompts.full_pass(mode, ids).argmax(-1))

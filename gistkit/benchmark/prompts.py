@@ -4,9 +4,9 @@
     instruction   reads  input  on top of the activations of  instruction GIST*k
     gist          reads  input  on top of the activations of  GIST*k
 
-These are `gistkit.baselines` without texts, under the names of the published files: nothing but the
-model is measured, and an answer has exactly as many tokens as were asked for. Caches are made
-before, as a server has them; making them is measured apart.
+These are the modes of `gistkit.baselines` on ids, under the names of the published files: only the
+model is measured, and every answer has exactly the requested number of tokens. Caches are made in
+advance, as in a server; making them is measured separately.
 
 Shapes: B batch, T new tokens, V vocabulary.
 """
@@ -31,22 +31,15 @@ from gistkit.timing import synchronize
 
 @dataclass(frozen=True, slots=True)
 class TimedAnswer:
-    """Answers to a batch.
-
-    Attributes:
-        prefill: seconds until the first new token; `decode`: from there to the last.
-        ids: [B, T] new tokens.
-        joules: energy, where the device reports it.
-    """
+    """Answers to a batch, with the seconds until the first new token and from there to the last."""
 
     prefill: float
     decode: float
-    ids: Tensor
-    joules: float | None
+    ids: Tensor  # [B, T]
+    joules: float | None  # where the device reports it
 
     @property
     def total(self) -> float:
-        """Seconds from the prompt to the last token."""
         return self.prefill + self.decode
 
 
@@ -69,11 +62,9 @@ class Prompts:
 
     @property
     def rows(self) -> list[list[int]]:
-        """The whole prompts."""
         return [p + x for p, x in zip(self.instructions, self.inputs, strict=True)]
 
     def prepare(self, mode: str) -> Prefix | None:
-        """What a mode keeps: a gist, cached instructions, nothing."""
         if mode == STANDARD:
             return None
         ids, padding = self.model.pad(self.instructions)
@@ -107,15 +98,8 @@ class Prompts:
         clock = _FirstToken(ids.device)
         options = decoding_options(
             max_new_tokens=new,
-            do_sample=False,
-            temperature=1.0,
-            top_p=1.0,
-            top_k=0,
-            num_beams=1,
-            num_return_sequences=1,
-            streamed=False,
             pad_token_id=self.model.tokenizer.pad_token_id,
-            # an id that no model predicts: every answer has as many tokens as were asked for
+            # an id that no model predicts: no answer ends early
             eos_token_id=int(self.model.hf_model.config.get_text_config().vocab_size),
         )
         energy = joules(ids.device)
@@ -164,7 +148,7 @@ class Prompts:
 
 
 class _FirstToken(StoppingCriteria):
-    """Notes when the first token is there, and never stops."""
+    """Records the time of the first token, and never stops."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -2,8 +2,8 @@
 
     reduction = 1 - mean cost with the cache / mean cost without, in percent
 
-which is what the paper reports; the mean and the median of each example's own reduction stand
-beside it. Each is positive where the cache is cheaper. Instruction caching is what a gist has to
+which is what the paper reports, along with the mean and the median of each example's own reduction.
+Each is positive where the cache is cheaper. Instruction caching is the baseline that a gist has to
 beat, so the two are compared wherever they were run on the same prompts.
 """
 
@@ -43,15 +43,11 @@ HEAD = ("saved", "reduction % [95 %]", "mean %", "median %", "t", "")
 
 
 def aggregate(tables: Sequence[Table], *, seed: int = 0) -> dict[str, Any]:
-    """All files, and gists against instruction caches, as JSON values.
-
-    Args:
-        seed: of the bootstrap.
-    """
+    """All files, and gists against instruction caches, as JSON values."""
     return {
         "schema_version": SCHEMA_VERSION,
         "seed": seed,
-        "files": [_file(one, seed) for one in tables],
+        "files": [_file(file, seed) for file in tables],
         "against_instruction_cache": [
             {
                 "gist": a.name,
@@ -145,14 +141,11 @@ def _same_prompts(a: Table, b: Table) -> bool:
     """The same lengths, and where FLOPs were counted the same model."""
     names = ("num_prompt_tokens", "num_input_tokens")
     same = all(a.prompts[name].tolist() == b.prompts[name].tolist() for name in names)
-    flops = [one.costs[STANDARD].get("flops") for one in (a, b)]
-    if flops[0] is None or flops[1] is None:
-        return same
-    return same and bool(flops[0].tolist() == flops[1].tolist())
+    flops, others = (file.costs[STANDARD].get("flops") for file in (a, b))
+    return same and (flops is None or others is None or flops.tolist() == others.tolist())
 
 
 def to_markdown(result: Mapping[str, Any]) -> str:
-    """Tables: each file's modes against no cache; gists against instruction caches."""
     parts = ["# Benchmark"]
     for file in result["files"]:
         parts += [

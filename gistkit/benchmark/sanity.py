@@ -1,12 +1,12 @@
 """Are activations and answers the same with the gist cache and without? Layer by layer.
 
-Both compute the same numbers in another order, so they differ by roundings, and by how much depends
-on the precision alone. A difference is measured at one token of one place (a layer's keys,
-say), in roundings of the precision, relative to the size of that place's activations:
+Both compute the same numbers in a different order, so they differ by roundings of the precision. A
+difference is measured at one token of one place (the keys of a layer, say), in roundings relative
+to the size of that place's activations:
 
     rms(with - without at the token) / (eps * rms(without at all tokens))
 
-`Tolerance` says how many are right; `docs/benchmarking.md` says what was measured.
+`Tolerance` is the number of roundings allowed; `docs/benchmarking.md` has measurements.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,13 +63,13 @@ class Difference:
     def __str__(self) -> str:
         return (
             f"{self.place}: {self.segment} token {self.position} ({self.token!r}) of prompt "
-            f"{self.prompt} is off by {self.roundings:.3g} roundings; {self.allowed:.3g} are right"
+            f"{self.prompt} is off by {self.roundings:.3g} roundings, of {self.allowed:.3g} allowed"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What came out for one k.
+    """The result for one k.
 
     Attributes:
         k: gist tokens.
@@ -89,7 +89,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far two right computations may be apart; it follows from the precision alone.
+    """How far two correct computations may be apart; it follows from the precision alone.
 
     A layer's errors are independent, so they grow as the root of the number of layers. Half
     precisions add up in float32 and round once; float32 rounds every term of a sum.
@@ -104,7 +104,6 @@ class Tolerance:
 
     @classmethod
     def of(cls, model: GistModel) -> "Tolerance":
-        """That of a model's precision and width."""
         half = model.hf_model.dtype.itemsize < torch.float32.itemsize
         widths = [p.shape[-1] for p in model.hf_model.parameters() if p.dim() > 1]
         return cls(torch.finfo(model.hf_model.dtype).eps, 1 if half else max(widths))
@@ -141,7 +140,6 @@ def check(
 
 
 def report(model: GistModel, checks: Sequence[Check], named: str) -> dict[str, Any]:
-    """All checks as JSON values."""
     return {
         "schema_version": SCHEMA_VERSION,
         "model": named,
@@ -162,7 +160,6 @@ def report(model: GistModel, checks: Sequence[Check], named: str) -> dict[str, A
 
 
 def to_text(result: Mapping[str, Any]) -> str:
-    """A line for each k."""
     lines = []
     for k in dict.fromkeys(check["k"] for check in result["checks"]):
         checks = [check for check in result["checks"] if check["k"] == k]
@@ -179,17 +176,14 @@ def to_text(result: Mapping[str, Any]) -> str:
 def _check(
     model: GistModel, pairs: Sequence[tuple[str, str]], k: int, new: int, *, together: bool
 ) -> Check:
-    numbers = list(range(len(pairs)))
-    batches = [numbers] if together else [[number] for number in numbers]
-    found = [_batch(model, [pairs[i] for i in batch], batch, k, new) for batch in batches]
-    worst: dict[str, float] = {}
-    for result in found:
-        for name, value in result.worst.items():
-            worst[name] = max(value, worst.get(name, 0.0))
+    numbers = range(len(pairs))
+    batches: list[Sequence[int]] = [numbers] if together else [[number] for number in numbers]
+    found = [_batch(model, pairs, batch, k, new) for batch in batches]
+    names = dict.fromkeys(name for result in found for name in result.worst)
     return Check(
         k,
         together,
-        worst,
+        {name: max(result.worst.get(name, 0.0) for result in found) for name in names},
         next((result.first for result in found if result.first is not None), None),
         sum(result.tokens for result in found),
         sum(result.ties for result in found),
@@ -200,11 +194,19 @@ def _check(
 def _batch(
     model: GistModel, pairs: Sequence[tuple[str, str]], numbers: Sequence[int], k: int, new: int
 ) -> Check:
-    _check_fits(model, pairs, numbers, k, new)
+    """Check the pairs of these numbers as one batch."""
+    limit = model.adapter.max_positions
+    for number in numbers:
+        total = len(model.encoder.prompt(*pairs[number], k)) + new
+        if limit is not None and total > limit:
+            raise PromptError(
+                f"prompt {number} and its answer are {total} tokens, more than the {limit} this "
+                "model can place; leave it out or shorten it"
+            )
     prompts = Prompts(
         model,
-        [model.encoder.instruction(instruction, k) for instruction, _ in pairs],
-        [model.encoder.input(text) for _, text in pairs],
+        [model.encoder.instruction(pairs[number][0], k) for number in numbers],
+        [model.encoder.input(pairs[number][1]) for number in numbers],
         k,
     )
     gist = prompts.prepare(GIST)
@@ -215,20 +217,7 @@ def _batch(
     )
     worst, first = comparison.of_activations(with_cache(prompts, outputs, gist))
     wrong, ties = comparison.of_tokens()
-    return Check(k, len(pairs) > 1, worst, first or wrong, new * len(pairs), ties)
-
-
-def _check_fits(
-    model: GistModel, pairs: Sequence[tuple[str, str]], numbers: Sequence[int], k: int, new: int
-) -> None:
-    limit = model.adapter.max_positions
-    for number, (instruction, text) in zip(numbers, pairs, strict=True):
-        total = len(model.encoder.prompt(instruction, text, k)) + new
-        if limit is not None and total > limit:
-            raise PromptError(
-                f"prompt {number} and its answer are {total} tokens, more than the {limit} this "
-                "model can place; leave it out or shorten it"
-            )
+    return Check(k, len(numbers) > 1, worst, first or wrong, new * len(numbers), ties)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,9 +239,9 @@ class _Comparison:
             whole = torch.cat([t.float() for row in rows for t in row.values()])
             unit = float(whole.square().mean().sqrt()) * self.tolerance.epsilon
             name, limit = str(place), self.tolerance.roundings(place.layer)
-            for row, (ours, theirs) in enumerate(zip(cached[place], rows, strict=True)):
-                for segment in [segment for segment in SEGMENTS if segment in theirs]:
-                    off = _roundings(ours[segment], theirs[segment], unit)
+            for row, (found, expected) in enumerate(zip(cached[place], rows, strict=True)):
+                for segment in [segment for segment in SEGMENTS if segment in expected]:
+                    off = _roundings(found[segment], expected[segment], unit)
                     if not off:
                         continue
                     worst[name] = max(worst.get(name, 0.0), *off)
@@ -293,12 +282,12 @@ class _Comparison:
         return self.prompts.inputs[row] if segment == "input" else self.outputs[row]
 
 
-def _roundings(ours: Tensor, theirs: Tensor, unit: float) -> list[float]:
+def _roundings(found: Tensor, expected: Tensor, unit: float) -> list[float]:
     """Of each token that both have (the last ones). NaN counts as infinitely far."""
-    shared = min(len(ours), len(theirs))
+    shared = min(len(found), len(expected))
     if not shared:
         return []
-    off = ours[-shared:].float() - theirs[-shared:].float()
+    off = found[-shared:].float() - expected[-shared:].float()
     values = off.square().mean(-1).sqrt() / max(unit, torch.finfo(torch.float32).tiny)
     rows: list[float] = values.nan_to_num(nan=float("inf")).tolist()
     return rows

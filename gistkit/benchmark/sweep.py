@@ -4,7 +4,7 @@ How long a pass takes does not depend on what the prompts say; random tokens hav
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,8 @@ class Options:
     Attributes:
         batch_sizes: prompts answered at once.
         instruction_tokens: lengths of the instruction; empty: those of `LENGTHS` that fit.
-        input_tokens, new_tokens: lengths of the input and the answer.
         num_gist_tokens: k; None: the model's default.
-        rounds, warmup: measured, and before that not measured.
+        warmup: rounds that are not counted.
         seed: of prompts, orders and intervals.
     """
 
@@ -76,18 +75,18 @@ def sweep(
     started: Callable[[int], Callable[[], object]] = lambda rounds: lambda: None,
     done: Callable[[dict[str, Any]], object] = lambda cell: None,
 ) -> dict[str, Any]:
-    """Measure all sizes in a random order, so that no length alone meets a slow hour.
+    """Measure all sizes in a random order, so that no length alone meets a slow period.
 
     Writes benchmark.json after each size; benchmark.md and benchmark.png at the end, and when the
     run is interrupted.
 
     Args:
         named: the model's name in the report.
-        started: called with the number of rounds; returns what to call after each round.
+        started: called with the number of rounds; returns a function that is called after each.
         done: called with the measurements of each size.
 
     Returns:
-        What benchmark.json holds.
+        The content of benchmark.json.
 
     Raises:
         OptionError: a number below one or a length that does not fit.
@@ -102,7 +101,20 @@ def sweep(
     cells: list[dict[str, Any]] = []
 
     def result() -> dict[str, Any]:
-        return _result(model, named, options, cells, whole=len(cells) == len(sizes))
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "model": named,
+            "model_type": model.hf_model.config.model_type,
+            "parameters": sum(p.numel() for p in model.hf_model.parameters()),
+            "fingerprint": model.fingerprint,
+            "precision": str(model.hf_model.dtype).removeprefix("torch."),
+            **machine(model.device),
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "config": asdict(options),
+            "whole": len(cells) == len(sizes),
+            "cells": sorted(cells, key=lambda cell: (cell["batch"], cell["instruction_tokens"])),
+        }
 
     try:
         for number, (batch, length) in enumerate(sizes):
@@ -147,28 +159,3 @@ def random_prompts(
         [tokens(input) for _ in range(batch)],
         k,
     )
-
-
-def _result(
-    model: GistModel,
-    named: str,
-    options: Options,
-    cells: Sequence[Mapping[str, Any]],
-    *,
-    whole: bool,
-) -> dict[str, Any]:
-    """Cells, in order of size, and all that is needed to repeat them, as JSON values."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "model": named,
-        "model_type": model.hf_model.config.model_type,
-        "parameters": sum(p.numel() for p in model.hf_model.parameters()),
-        "fingerprint": model.fingerprint,
-        "precision": str(model.hf_model.dtype).removeprefix("torch."),
-        **machine(model.device),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-        "config": asdict(options),
-        "whole": whole,
-        "cells": sorted(cells, key=lambda cell: (cell["batch"], cell["instruction_tokens"])),
-    }

@@ -15,7 +15,6 @@ CACHED_PROMPTS = (1, 10, 100, 1000, 10_000)
 
 
 def write_json(result: Mapping[str, Any], folder: Path) -> Path:
-    """Write `benchmark.json` (raises SaveError)."""
     return write_text(folder / "benchmark.json", json.dumps(result, indent=1) + "\n")
 
 
@@ -29,7 +28,6 @@ def write_sweep(result: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def to_markdown(result: Mapping[str, Any]) -> str:
-    """Tables by what was measured; modes side by side, a line for each size."""
     cells: Sequence[Cell] = result["cells"]
     config = result["config"]
     about = (

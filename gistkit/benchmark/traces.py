@@ -1,4 +1,4 @@
-"""What a model computes inside, with the gist cache and without, place by place.
+"""The activations of a model with the gist cache and without, place by place.
 
     without   full pass over  instruction GIST*k input output   under the gist mask
     with      one pass over                      input output   on top of the cached gist
@@ -21,7 +21,6 @@ from transformers import DynamicCache
 
 from gistkit.benchmark.prompts import Prompts
 from gistkit.gist import Prefix
-from gistkit.models.base import with_arguments
 from gistkit.models.decoder import DecoderAdapter, count_positions
 from gistkit.models.kv_batch import CACHE
 
@@ -46,14 +45,12 @@ Trace = dict[Place, list[dict[str, Tensor]]]
 
 
 def with_cache(prompts: Prompts, outputs: Outputs, gist: Prefix) -> Trace:
-    """Read inputs and outputs on top of the gist."""
     if isinstance(prompts.model.adapter, DecoderAdapter):
         return _decoder_read(prompts, outputs, gist)
     return _encoder_decoder_read(prompts, outputs, gist)
 
 
 def without_cache(prompts: Prompts, outputs: Outputs) -> Trace:
-    """The full pass under the gist mask."""
     if isinstance(prompts.model.adapter, DecoderAdapter):
         return _decoder_full(prompts, outputs)
     return _encoder_decoder_full(prompts, outputs)
@@ -63,18 +60,18 @@ def _decoder_full(prompts: Prompts, outputs: Outputs) -> Trace:
     model = prompts.model
     ids, padding = model.pad([row + y for row, y in zip(prompts.rows, outputs, strict=True)])
     before = torch.tensor([len(p) - prompts.k for p in prompts.instructions], device=ids.device)
+    positions = count_positions(padding) - before[:, None]
     cache = DynamicCache()
     cached: dict[str, Any] = {CACHE: cache}
-    positions = count_positions(padding) - before[:, None]
-    with with_arguments(model.hf_model, {"position_ids": positions}):
-        output = model.adapter.forward(
-            ids,
-            padding,
-            gist_id=model.gist_id,
-            condition="gist",
-            output_hidden_states=True,
-            **cached,
-        )
+    output = model.adapter.forward(
+        ids,
+        padding,
+        gist_id=model.gist_id,
+        condition="gist",
+        model=lambda **given: model.hf_model(**{**given, "position_ids": positions}),  # type: ignore[arg-type]
+        output_hidden_states=True,
+        **cached,
+    )
     width = ids.shape[1]
     starts = [width - len(x) - len(y) for x, y in zip(prompts.inputs, outputs, strict=True)]
     gist_starts = [start - prompts.k for start in starts]
@@ -105,7 +102,7 @@ def _decoder_trace(
 ) -> Trace:
     """Starts count columns of `width`; tensors of fewer lack the first ones.
 
-    Hidden states have no gist where it was cached, and sliding windows forget.
+    There are no hidden states of a cached gist, and sliding windows drop the first columns.
     """
     trace: Trace = {}
     *hidden, last = output.hidden_states
@@ -196,7 +193,7 @@ def _shifted(prompts: Prompts, outputs: Outputs) -> Tensor:
 
 
 def _cut(tensor: Tensor, start: int, length: int) -> Tensor:
-    """`length` rows from `start`; of those in front of the tensor none."""
+    """`length` rows from `start`; rows before the tensor begins are missing."""
     return tensor[max(0, start) : max(0, start + length)]
 
 
@@ -220,13 +217,13 @@ def _recording(model: Any) -> Iterator[dict[Place, Tensor]]:
     with ExitStack() as hooks:
         for part, stack in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
             for layer, block in enumerate(stack.block):
-                attentions = [("", block.layer[0].SelfAttention)]
-                if part == "decoder":
-                    attentions.append(("cross-attention ", block.layer[1].EncDecAttention))
                 place = Place(part, layer, "hidden states")
                 hook = block.layer[0].register_forward_pre_hook(entering(place), with_kwargs=True)
                 hooks.callback(hook.remove)
-                for prefix, attention in attentions:
+                attentions = {"": block.layer[0].SelfAttention}
+                if part == "decoder":
+                    attentions["cross-attention "] = block.layer[1].EncDecAttention
+                for prefix, attention in attentions.items():
                     for name, module in (("keys", attention.k), ("values", attention.v)):
                         place = Place(part, layer, prefix + name)
                         hooks.callback(module.register_forward_hook(leaving(place)).remove)

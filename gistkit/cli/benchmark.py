@@ -12,17 +12,19 @@ import typer
 from typer.core import TyperGroup
 
 from gistkit.cli.compress import Device, Precision
-from gistkit.cli.run import emit, progress_bar, quiet_libraries, refuse_given, say
-from gistkit.errors import OptionError
+from gistkit.cli.run import (
+    ModelOptions,
+    check_least,
+    emit,
+    progress_bar,
+    quiet_libraries,
+    refuse_given,
+    say,
+)
 
 if TYPE_CHECKING:
     from gistkit.model import GistModel
     from gistkit.prompts import Example
-
-SWEPT = (
-    "batch_size", "instruction_tokens", "input_tokens", "new_tokens", "rounds", "warmup",
-)  # fmt: skip
-"""Options of a sweep alone."""
 
 
 class Profiler(StrEnum):
@@ -56,6 +58,7 @@ def _benchmark(context: typer.Context) -> None:
 
 @benchmark.command()
 def report(
+    context: typer.Context,
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="CSV files of experiments.")
     ],
@@ -66,15 +69,14 @@ def report(
     seed: Annotated[int, typer.Option(metavar="N", help="Of the intervals' bootstrap.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Report as one JSON object.")] = False,
 ) -> None:
-    """Means, reductions and intervals of benchmark files, the published ones among them.
+    """Means, reductions and intervals of benchmark files, including the published ones.
 
     Files of gists and of instruction caches on the same prompts are also compared with each other.
     """
     from gistkit.benchmark.files import read_table
     from gistkit.benchmark.report import aggregate, to_markdown, write_report
 
-    if seed < 0:
-        raise OptionError(f"--seed must be 0 or more, not {seed}")
+    check_least(context, 0, "seed")
     result = aggregate([read_table(path) for path in files], seed=seed)
     emit(dumps(result) if json else to_markdown(result).rstrip())
     if out is not None:
@@ -123,7 +125,7 @@ def check(
     cache_dir: Annotated[str, typer.Option(metavar="DIR", help="Where downloads go.")] = ".cache",
     json: Annotated[bool, typer.Option("--json", help="Report as one JSON object.")] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Let the libraries speak, on standard error.")
+        bool, typer.Option("--verbose", help="Show the libraries' messages on standard error.")
     ] = False,
 ) -> None:
     """Check that activations and answers are the same with the gist cache and without.
@@ -136,13 +138,9 @@ def check(
     """
     if data is None:
         refuse_given(context, "max_samples", why="needs --data")
-    _at_least_one(("--max-samples", max_samples), ("--max-new-tokens", max_new_tokens))
-    _at_least_one(*(("--num-gist-tokens", k) for k in num_gist_tokens or []))
+    check_least(context, 1, "max_samples", "max_new_tokens", "num_gist_tokens")
     ks = tuple(num_gist_tokens or ())
-    loaded = _load(
-        model, base=base, ks=ks, precision=precision.value, device=device.value,
-        cache_dir=cache_dir, verbose=verbose,
-    )  # fmt: skip
+    loaded = _load(context, ks)
     from gistkit.benchmark.sanity import PAIRS, report, to_text
     from gistkit.benchmark.sanity import check as check_gists
 
@@ -210,7 +208,7 @@ def run(
     seed: Annotated[int, typer.Option(metavar="N", help="Of prompts, orders, intervals.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Report as one JSON object.")] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Let the libraries speak, on standard error.")
+        bool, typer.Option("--verbose", help="Show the libraries' messages on standard error.")
     ] = False,
 ) -> None:
     """Measure no cache, cached instructions and gists side by side; `run` may be left out.
@@ -225,29 +223,18 @@ def run(
     if data is None:
         refuse_given(context, "max_samples", "profiler", why="needs --data")
     else:
-        refuse_given(context, *SWEPT, why="does not go with --data, which brings its own prompts")
-    _at_least_one(
-        ("--max-samples", max_samples),
-        ("--input-tokens", input_tokens),
-        ("--new-tokens", new_tokens),
-        ("--rounds", rounds),
-        *(("--num-gist-tokens", k) for k in [num_gist_tokens] if k is not None),
-        *(("--batch-size", n) for n in batch_size or []),
-        *(("--instruction-tokens", n) for n in instruction_tokens or []),
-    )
-    for name, number in (("--warmup", warmup), ("--seed", seed)):
-        if number < 0:
-            raise OptionError(f"{name} must be 0 or more, not {number}")
-    ks = () if num_gist_tokens is None else (num_gist_tokens,)
-    loaded = _load(
-        model, base=base, ks=ks, precision=precision.value, device=device.value,
-        cache_dir=cache_dir, verbose=verbose,
-    )  # fmt: skip
-    if data is not None:
-        _run_examples(
-            loaded, _examples(data, max_samples), out, k=num_gist_tokens, profiler=profiler.value,
-            seed=seed, json=json,
+        refuse_given(
+            context, "batch_size", "instruction_tokens", "input_tokens", "new_tokens", "rounds",
+            "warmup", why="does not go with --data, which brings its own prompts",
         )  # fmt: skip
+    check_least(
+        context, 1, "max_samples", "input_tokens", "new_tokens", "rounds", "num_gist_tokens",
+        "batch_size", "instruction_tokens",
+    )  # fmt: skip
+    check_least(context, 0, "warmup", "seed")
+    loaded = _load(context, () if num_gist_tokens is None else (num_gist_tokens,))
+    if data is not None:
+        _run_examples(context, loaded, _examples(data, max_samples), out)
         return
     from gistkit.benchmark.sweep import Options, sweep
     from gistkit.benchmark.sweep_report import to_markdown
@@ -280,16 +267,10 @@ def run(
 
 
 def _run_examples(
-    model: "GistModel",
-    examples: "Sequence[Example]",
-    out: Path,
-    *,
-    k: int | None,
-    profiler: str,
-    seed: int,
-    json: bool,
+    context: typer.Context, model: "GistModel", examples: "Sequence[Example]", out: Path
 ) -> None:
-    from gistkit.benchmark.examples import measure_examples
+    given = context.params
+    from gistkit.benchmark.examples import run_examples, write_examples
     from gistkit.benchmark.files import GIST, INSTRUCTION, STANDARD
     from gistkit.benchmark.report import aggregate, to_markdown, write_report
     from gistkit.report import new_figure
@@ -306,43 +287,42 @@ def _run_examples(
             progress.update(task, completed=number)
 
         try:
-            table = measure_examples(
-                model, examples, path, k=k, modes=(STANDARD, *cached), profiler=profiler,
-                seed=seed, done=advance,
-            )  # fmt: skip
+            modes = (STANDARD, *cached)
+            rows = run_examples(
+                model,
+                examples,
+                k=given["num_gist_tokens"],
+                modes=modes,
+                profiler=given["profiler"],
+                seed=given["seed"],
+            )
+            table = write_examples(path, rows, done=advance)
         except KeyboardInterrupt:
             say(f"stopped; {done} of {len(examples)} examples are saved in {path}")
             raise
-    result = aggregate([table], seed=seed)
-    emit(dumps(result) if json else to_markdown(result).rstrip())
+    result = aggregate([table], seed=given["seed"])
+    emit(dumps(result) if given["json"] else to_markdown(result).rstrip())
     for written in (path, *write_report(result, out)):
         say(f"wrote {written}")
 
 
-def _load(
-    named: str,
-    *,
-    base: bool,
-    ks: Sequence[int],
-    precision: str,
-    device: str,
-    cache_dir: str,
-    verbose: bool,
-) -> "GistModel":
-    """The model; `base` adds `<GIST>` to a plain one (raises ModelError, OptionError)."""
-    if not verbose:
+def _load(context: typer.Context, ks: Sequence[int]) -> "GistModel":
+    """The model of the command; `--base` adds `<GIST>` to a plain one."""
+    given = context.params
+    if not given["verbose"]:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler; it reads this once
+    names = ("model", "precision", "device", "cache_dir")
+    options = ModelOptions(**{name: given[name] for name in names})
+    if not given["base"]:
+        return options.load(verbose=given["verbose"])
+    if not given["verbose"]:
         quiet_libraries()
     from gistkit.model import GistModel
 
-    options: dict[str, Any] = {
-        "dtype": precision,
-        "device": device,
-        "cache_dir": cache_dir,
-    }
-    if base:
-        return GistModel.from_base(named, num_gist_tokens=ks or (1,), **options)
-    return GistModel.from_pretrained(named, **options)
+    return GistModel.from_base(
+        options.model, num_gist_tokens=ks or (1,), dtype=options.precision, device=options.device,
+        cache_dir=options.cache_dir,
+    )  # fmt: skip
 
 
 def _examples(data: str, limit: int) -> "list[Example]":
@@ -351,9 +331,3 @@ def _examples(data: str, limit: int) -> "list[Example]":
 
     splits = read_validation(data, (), limit=limit)
     return [example for rows in splits.values() for example in rows][:limit]
-
-
-def _at_least_one(*numbers: tuple[str, int]) -> None:
-    for name, number in numbers:
-        if number < 1:
-            raise OptionError(f"{name} must be at least 1, not {number}")

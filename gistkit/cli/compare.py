@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gistkit.cli.compress import Device, Precision
-from gistkit.cli.run import emit, progress_bar, quiet_libraries, refuse_given
+from gistkit.cli.run import ModelOptions, check_least, emit, progress_bar, refuse_given
 from gistkit.errors import OptionError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def compare(
         bool, typer.Option("--force", help="Replace what --out holds of another comparison.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Let the libraries speak, on standard error.")
+        bool, typer.Option("--verbose", help="Show the libraries' messages on standard error.")
     ] = False,
 ) -> None:
     """Compare gists with other ways to keep a prompt: quality against what is kept.
@@ -101,31 +101,21 @@ def compare(
     gistkit compare toy --data tasks --methods gist --methods pooled -k 1 -k 4 -k 8
     gistkit compare exp/my-run --data data/alpaca_plus --split human --limit 50
     """
-    for name, number in (
-        ("--limit", limit),
-        ("--trained-limit", trained_limit),
-        ("--max-new-tokens", max_new_tokens),
-        ("--batch-size", batch_size),
-        *(("--num-gist-tokens", k) for k in num_gist_tokens or []),
-    ):
-        if number < 1:
-            raise OptionError(f"{name} must be at least 1, not {number}")
-    if seed < 0:
-        raise OptionError(f"--seed must be 0 or more, not {seed}")
+    check_least(
+        context, 1, "limit", "trained_limit", "max_new_tokens", "batch_size", "num_gist_tokens"
+    )
+    check_least(context, 0, "seed")
     if methods and "llmlingua2" not in methods:
         refuse_given(context, "lingua", why="is for --methods llmlingua2; give that too")
     if methods and "trained" not in methods:
         refuse_given(context, "trained_limit", why="is for --methods trained; give that too")
 
-    if not verbose:
-        quiet_libraries()
+    loaded = ModelOptions(
+        model=model, precision=precision.value, device=device.value, cache_dir=cache_dir
+    ).load(verbose=verbose)
     from gistkit.compare import Options, markdown
     from gistkit.compare import compare as compare_methods
-    from gistkit.model import GistModel
 
-    loaded = GistModel.from_pretrained(
-        model, dtype=precision.value, device=device.value, cache_dir=cache_dir
-    )
     rows = _read(loaded, data, split, families, limit)
     options = Options(
         methods=tuple(methods or ()),
@@ -137,15 +127,8 @@ def compare(
         batch_size=batch_size,
         seed=seed,
     )
-    about = {
-        "model": model,
-        "precision": precision.value,
-        "device": device.value,
-        "data": data,
-        "split": split,
-        "families": families,
-        "limit": limit,
-    }
+    names = ("model", "precision", "device", "data", "split", "families", "limit")
+    about = {name: context.params[name] for name in names}
     with progress_bar() as progress:
 
         def started(name: str, steps: int) -> Callable[[int], None]:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
-from importlib.metadata import version
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -178,9 +177,11 @@ def compress(
     if compare:
         assert instruction is not None
         modes = _compare(model, instruction, input, settings)
+    from gistkit.report import versions
+
     facts = {
         "schema_version": SCHEMA_VERSION,
-        "versions": {name: version(name) for name in ("gistkit", "torch", "transformers")},
+        "versions": versions(("gistkit", "torch", "transformers")),
         "model": model_name_or_path,
         "precision": precision.value,
         **facts,

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from gistkit.cli.compress import Device, Precision, check_together
-from gistkit.cli.run import ModelOptions, emit, progress_bar, say
+from gistkit.cli.compress import Device, Precision
+from gistkit.cli.run import ModelOptions, check_least, emit, progress_bar, refuse_given, say
 from gistkit.conditions import CONDITIONS
 from gistkit.errors import GistkitError, OptionError
 
@@ -28,6 +28,7 @@ class Mode(StrEnum):
 
 
 def evaluate(
+    context: typer.Context,
     model: Annotated[
         list[str] | None,
         typer.Argument(
@@ -120,20 +121,13 @@ def evaluate(
     """
     if condition not in (known := [*CONDITIONS, "all"]):
         raise OptionError(f"`condition`: {condition!r} is not one of {', '.join(known)}")
-    if seed < 0:
-        raise OptionError(f"`seed` must be 0 or more, not {seed}")
+    check_least(context, 0, "seed")
     names = model or []
     if outputs:
-        for name, value in (
-            ("--data", data),
-            ("--split", split),
-            ("--condition", condition != "gist"),
-            ("-k", num_gist_tokens),
-            ("--path", path is not Mode.cache),
-            ("--max-samples", max_samples),
-            ("--max-new-tokens", max_new_tokens),
-        ):
-            check_together("--outputs", outputs, name, value)
+        refuse_given(
+            context, "data", "split", "condition", "num_gist_tokens", "path", "max_samples",
+            "max_new_tokens", why="does not go with --outputs; leave one of them out",
+        )  # fmt: skip
         files = [*outputs, *map(Path, names)]
         from gistkit.evaluation.scores import report_head, score_files
 
@@ -144,33 +138,20 @@ def evaluate(
         else:
             _print_files(files, found)
         return
-    check_together("--unpaired", unpaired, "a model", names)
+    if names:
+        refuse_given(context, "unpaired", why="does not go with a model; leave one of them out")
     if len(names) != 1 or not names[0] or not data:
         raise OptionError(
             "nothing to evaluate: give one MODEL with --data PATH, or CSV files with --outputs FILE"
         )
-    for name, number in (
-        ("max_samples", max_samples),
-        ("max_new_tokens", max_new_tokens),
-        ("batch_size", batch_size),
-        *(("num_gist_tokens", k) for k in num_gist_tokens or []),
-    ):
-        if number is not None and number < 1:
-            raise OptionError(f"`{name}` must be at least 1, not {number}")
+    check_least(context, 1, "max_samples", "max_new_tokens", "batch_size", "num_gist_tokens")
+    shared = ("precision", "device", "cache_dir", "data", "condition", "path", "max_samples",
+              "max_new_tokens", "batch_size", "seed")  # fmt: skip
     config = {
         "model": names[0],
-        "precision": precision.value,
-        "device": device.value,
-        "cache_dir": cache_dir,
-        "data": data,
+        **{name: context.params[name] for name in shared},
         "splits": split or [],
-        "condition": condition,
         "ks": num_gist_tokens or [],
-        "path": path.value,
-        "max_samples": max_samples,
-        "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
-        "seed": seed,
         "out": str(out),
     }
     _evaluate_model(config, out, as_json=json, force=force, verbose=verbose)

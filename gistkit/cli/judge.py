@@ -1,4 +1,4 @@
-"""`gistkit judge`: ask a judge, and report what it said."""
+"""`gistkit judge`: let a language model compare answers, and report its verdicts."""
 
 import re
 import sys
@@ -12,6 +12,7 @@ import typer
 
 from gistkit.cli.run import emit, progress_bar, say
 from gistkit.errors import JudgeError, OptionError
+from gistkit.report import interval
 
 if TYPE_CHECKING:
     from gistkit.evaluation.judge.results import Verdicts
@@ -60,13 +61,13 @@ InputPrice = Annotated[
     float | None,
     typer.Option(
         metavar="USD",
-        help="Price of a million tokens asked. [default: the published rate for the default model]",
+        help="Per million prompt tokens. [default: the published rate for the default model]",
     ),
 ]
 OutputPrice = Annotated[
-    float | None, typer.Option(metavar="USD", help="Price of a million tokens answered.")
+    float | None, typer.Option(metavar="USD", help="Per million completion tokens.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be asked; ask nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count requests and tokens.")]
 Json = Annotated[bool, typer.Option("--json", help="Report as one JSON object.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Start over where a results file is already there.")
@@ -113,8 +114,8 @@ def judge_files(
     """Let a language model choose between two models' answers, pair by pair.
 
     Any endpoint that speaks OpenAI's chat API. Every verdict is saved at once: after Ctrl-C or an
-    error rerun the same command, which asks only what is left. Pairs without a verdict are listed;
-    they count as nothing, never as ties.
+    error rerun the same command to judge the remaining pairs. Pairs without a verdict are listed;
+    they are not counted, and are never ties.
 
     \b
     gistkit judge --a gist.csv --a_name gist --b full.csv --b_name full --results_file gist.json
@@ -231,7 +232,7 @@ def _options(context: typer.Context) -> "JudgeOptions":
 
 
 def _judge(run: "JudgeRun", what: str) -> "Verdicts":
-    """Ask what is left, with a bar."""
+    """Judge the remaining pairs, with a progress bar."""
     total, left = len(run.questions), len(run.left)
     try:
         with progress_bar() as progress:
@@ -248,7 +249,7 @@ def _judge(run: "JudgeRun", what: str) -> "Verdicts":
 
 
 def _check_failures(runs: "Sequence[JudgeRun]") -> None:
-    """Raise JudgeError where a pair has no verdict, after saying why of the first ones."""
+    """Raise JudgeError if a pair has no verdict; the first reasons are printed."""
     failures = [
         f"{run.journal.path.name} row {row + 1}: {why}"
         for run in runs
@@ -289,7 +290,7 @@ def _print_plans(
         price = f"about ${sum(costs):.2f}"
     emit(
         f"in all {sum(plan['requests'] for plan in plans.values())} requests, about {tokens:,} "
-        f"prompt tokens, {price}; nothing was asked"
+        f"prompt tokens, {price}; nothing was sent"
         + (f"; {complete} comparisons are complete" if complete else "")
     )
 
@@ -305,10 +306,9 @@ def _print_verdicts(found: "Mapping[str, Verdicts]", *, as_json: bool) -> None:
 
 
 def _print_tallies(reports: Sequence[Mapping[str, Any]]) -> None:
-    """Wins, ties and losses, a line a file; then what must be said of some."""
+    """Wins, ties and losses, a line a file; then remarks."""
     from rich.text import Text
 
-    names = ("wins", "ties", "losses")
     table, console = _table()
     wide = console.width >= 150
     for name in ("A", "B", "split", "n", "A wins [%]", "ties [%]", "B wins [%]", "win rate"):
@@ -318,16 +318,18 @@ def _print_tallies(reports: Sequence[Mapping[str, Any]]) -> None:
     for report in reports:
         split = _SPLIT.search(report["file"])
         position = report["position"]
-        low, high = report["decided"]["interval"]
         share = report["decided"]["percent"]
         table.add_row(
             Text(report["a"]),
             Text(report["b"]),
             split[1] if split else "",
             str(report["rows"]),
-            *(_count(report[name]) for name in names),
+            *(
+                "{} [{:.1f}, {:.1f}]".format(report[name]["count"], *report[name]["interval"])
+                for name in ("wins", "ties", "losses")
+            ),
             f"{report['win_rate']:.2f}",
-            "-" if share is None else f"{share:.1f} [{low:.1f}, {high:.1f}]",
+            "-" if share is None else interval(share, report["decided"]["interval"]),
             f"{report['sign_test']:.2g}",
             f"{position['first']} : {position['second']}",
             _stored(report),
@@ -336,11 +338,6 @@ def _print_tallies(reports: Sequence[Mapping[str, Any]]) -> None:
     for report in reports:
         for line in _remarks(report):
             console.print(Text(f"{Path(report['file']).name}: {line}"), soft_wrap=True)
-
-
-def _count(part: Mapping[str, Any]) -> str:
-    low, high = part["interval"]
-    return f"{part['count']} [{low:.1f}, {high:.1f}]"
 
 
 def _stored(report: Mapping[str, Any]) -> str:
@@ -354,11 +351,11 @@ def _stored(report: Mapping[str, Any]) -> str:
 def _remarks(report: Mapping[str, Any]) -> list[str]:
     lines = []
     if report["stored_differs"]:
-        mended = f"; {report['mended_by_hand']} verdicts were read by hand"
+        by_hand = report["read_by_hand"]
         lines.append(
             f"stored scores {report['stored'][0]:g} : {report['stored'][1]:g}, its verdicts give "
             f"{report['points'][0]:g} : {report['points'][1]:g}"
-            + (mended if report["mended_by_hand"] else "")
+            + (f"; {by_hand} verdicts were read by hand" if by_hand else "")
         )
     if report["failures"]:
         a, b = report["points_as_published"]
@@ -393,15 +390,12 @@ def _print_agreement(pairs: Sequence[Mapping[str, Any]]) -> None:
     for name in ("files", "n", "agreed % [95 %]", "kappa [95 %]"):
         table.add_column(name)
     for pair in pairs:
-        low, high = pair["agreed"]["interval"]
-        interval = pair["kappa_interval"]
+        kappa_ends = pair["kappa_interval"]
         table.add_row(
             Text("\n".join(pair["files"])),
             str(pair["rows"]),
-            f"{pair['agreed']['percent']:.1f} [{low:.1f}, {high:.1f}]",
-            "-"
-            if interval is None
-            else f"{pair['kappa']:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]",
+            interval(pair["agreed"]["percent"], pair["agreed"]["interval"]),
+            "-" if kappa_ends is None else interval(pair["kappa"], kappa_ends, ".3f"),
         )
     console.print(table)
 

@@ -110,6 +110,17 @@ def refuse_given(context: typer.Context, *names: str, why: str) -> None:
             raise OptionError(f"--{name.replace('_', '-')} {why}")
 
 
+def check_least(context: typer.Context, least: int, *names: str) -> None:
+    """Refuse numbers below `least` in these options of the command (raises OptionError)."""
+    for name in names:
+        value = context.params[name]
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if number is not None and number < least:
+                bound = "0 or more" if least == 0 else f"at least {least}"
+                flag = name.replace("_", "-")
+                raise OptionError(f"--{flag} must be {bound}, not {number}")
+
+
 def progress_bar() -> "Progress":
     """A progress bar on standard error if that is a terminal; it disappears at the end."""
     from rich.console import Console

@@ -1,11 +1,11 @@
 """Extraction: the most telling sentences of an instruction, in their order, within the budget.
 
-TF-IDF    a sentence counts by its cosine similarity to the whole instruction
+TF-IDF    sentences are ranked by their cosine similarity to the whole instruction
 LexRank   by PageRank on the graph of sentences, joined by their similarity (Erkan & Radev 2004)
 
-Words are weighted by TF-IDF over all instructions of the data. Sentences are taken from the best
-one down while they fit; of the first that does not fit its heaviest words are. A sentence ends at
-`.`, `!`, `?`, and, since instructions are short, at `;` and `,` too.
+Words are weighted by TF-IDF over all instructions of the data. Sentences are taken in the order of
+their ranks while they fit; of the first that does not fit, the heaviest words are. A sentence ends
+at `.`, `!`, `?`, and, since instructions are short, at `;` and `,` too.
 """
 
 import re

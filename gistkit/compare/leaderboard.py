@@ -1,12 +1,14 @@
 """From outcomes to a leaderboard: means with intervals, differences from the full prompt, a table.
 
-Exact match has Wilson's interval, ROUGE-L and perplexity a bootstrap's; a difference is of the same
-rows, by the paired bootstrap, so a method tried on few rows is compared on those. Perplexity is of
-rows that fit the model with their full prompt too: the others are longer and harder, and a method
-that keeps little would be scored on more of them.
+The metrics are those of `gistkit.metrics.METRICS` that texts alone decide; the table and the figure
+show the headline ones. A difference is of the same rows, by the paired bootstrap, so a method tried
+on few rows is compared on those. Perplexity is of rows that fit the model with their full prompt
+too: the others are longer and harder, and a method that keeps little would be scored on more of
+them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import zip_longest
 from math import exp
 from pathlib import Path
@@ -14,33 +16,15 @@ from statistics import fmean, median
 from typing import Any
 
 from gistkit.compare.measure import Outcome, Times
-from gistkit.metrics import clean, exact_match_interval, exact_matches, rouge_scores
+from gistkit.metrics import METRICS, Metric, Scores, difference, score
 from gistkit.prompts import Example
 from gistkit.report import error_bars, interval, new_figure, or_dash, save_figure, table
-from gistkit.stats import mean_interval, paired_difference, rate_interval
+from gistkit.stats import rate_interval
 
 MARKS = "osD^v<>PX*hdp8H+x123"
 PALETTE = (*range(0, 20, 2), *range(1, 20, 2))  # of tab20: strong colours first
-PANELS = {
-    "exact_match": "exact match [%]",
-    "rougeL": "ROUGE-L [%]",
-    "perplexity": "perplexity of the reference",
-}
-HEAD = (
-    "method",
-    "budget",
-    "rows",
-    "kept entries",
-    "KiB",
-    "compression",
-    "exact match",
-    "to full prompt",
-    "ROUGE-L",
-    "perplexity",
-    "/ full prompt's",
-    "prepare ms",
-    "first token ms",
-)
+PERPLEXITY = METRICS["perplexity"]
+TEXT_METRICS = [m for m in METRICS.values() if m.headline and m.score is not None]
 
 
 def leaderboard(
@@ -58,14 +42,12 @@ def leaderboard(
     Raises:
         MissingExtraError: rouge_score is not installed.
     """
-    references = [clean(example.output) for example in examples]
-    scores = [_scores(outcome, references) for outcome in outcomes]
+    references = tuple(example.output for example in examples)
     return [
         {"method": outcome.method, "budget": outcome.budget, "missing": outcome.missing}
         if outcome.missing
-        else _entry(outcome, values, outcomes[0], scores[0], references, seed)
-        | _seconds(outcome, time)
-        for outcome, values, time in zip_longest(outcomes, scores, times)
+        else _entry(outcome, outcomes[0], references, seed) | _seconds(outcome, time)
+        for outcome, time in zip_longest(outcomes, times)
     ]
 
 
@@ -78,54 +60,39 @@ def _seconds(outcome: Outcome, times: Times | None) -> dict[str, float | None]:
     }
 
 
-def _scores(outcome: Outcome, references: Sequence[str]) -> dict[str, list[float]]:
-    answers = [clean(answer) for answer in outcome.answers]
-    if not answers:
-        return {}
-    right = references[: len(answers)]
-    return {
-        "exact_match": exact_matches(answers, right),
-        "rougeL": rouge_scores(answers, right, kinds=("rougeL",))["rougeL"],
-    }
+@lru_cache(maxsize=256)  # the leaderboard is written after every method
+def _scores(answers: tuple[str, ...], references: tuple[str, ...]) -> Scores:
+    return score(answers, references)
 
 
 def _entry(
-    outcome: Outcome,
-    values: Mapping[str, list[float]],
-    full: Outcome,
-    full_values: Mapping[str, list[float]],
-    references: Sequence[str],
-    seed: int,
+    outcome: Outcome, full: Outcome, references: tuple[str, ...], seed: int
 ) -> dict[str, Any]:
     rows = len(outcome.answers)
     kept = fmean(outcome.kept_entries)
-    answers = [clean(answer) for answer in outcome.answers]
-    differences = {}
-    for name, found in values.items():
-        mean, interval = paired_difference(found, full_values[name][:rows], seed=seed)
-        differences[name] = {"difference": mean, "interval": list(interval)}
+    scores, full_scores = (
+        _scores(tuple(answers[:rows]), references[:rows])
+        for answers in (outcome.answers, full.answers)
+    )
+    report = scores.report(seed=seed)
     scored = [row for row in range(rows) if outcome.loss_tokens[row] and full.loss_tokens[row]]
     perplexity, ratio = _perplexity(outcome, full, scored, seed)
+    report["intervals"]["perplexity"] = perplexity[1:] if perplexity else None
     return {
         "method": outcome.method,
         "budget": outcome.budget,
         "missing": "",
-        "rows": rows,
         "kept_entries": kept,
         "kept_entries_max": max(outcome.kept_entries),
         "kept_bytes": fmean(outcome.kept_bytes),
         "compression": fmean(full.kept_entries[:rows]) / kept if kept else None,
-        "exact_match": fmean(values["exact_match"]),
-        "rougeL": fmean(values["rougeL"]),
+        **report,
         "perplexity": perplexity[0] if perplexity else None,
         "perplexity_rows": len(scored),
-        "intervals": {
-            "exact_match": list(exact_match_interval(answers, references[:rows])),
-            "rougeL": list(mean_interval(values["rougeL"], seed=seed)),
-            "perplexity": perplexity[1:] if perplexity else None,
+        "to_full_prompt": {
+            **difference(scores, full_scores, seed=seed),
+            "perplexity": {"ratio": ratio[0], "interval": ratio[1:]} if ratio else None,
         },
-        "to_full_prompt": differences
-        | {"perplexity": {"ratio": ratio[0], "interval": ratio[1:]} if ratio else None},
     }
 
 
@@ -145,7 +112,7 @@ def _perplexity(
 
 def markdown(entries: Sequence[Mapping[str, Any]]) -> str:
     """The entries as a table, and a line for each that could not be run."""
-    parts = [table(HEAD, (_cells(e) for e in entries if not e["missing"]), numbers=True)]
+    parts = [table(_head(), (list(_cells(e)) for e in entries if not e["missing"]), numbers=True)]
     scored, rows = entries[0]["perplexity_rows"], entries[0]["rows"]
     if scored < rows:
         parts.append(f"Perplexity: of the {scored} of {rows} rows that fit with their full prompt.")
@@ -159,45 +126,55 @@ def markdown(entries: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _cells(entry: Mapping[str, Any]) -> list[str]:
-    difference, ratio = (entry["to_full_prompt"][name] for name in ("exact_match", "perplexity"))
+def _head() -> list[str]:
+    head = ["method", "budget", "rows", "kept entries", "KiB", "compression"]
+    for metric in TEXT_METRICS:
+        head += [metric.label, "to full prompt"]
+    return [*head, PERPLEXITY.label, "/ full prompt's", "prepare ms", "first token ms"]
+
+
+def _cells(entry: Mapping[str, Any]) -> Iterator[str]:
+    yield entry["method"]
+    yield or_dash(entry["budget"], "d")
+    yield str(entry["rows"])
+    yield f"{entry['kept_entries']:.1f}"
+    yield f"{entry['kept_bytes'] / 1024:.1f}"
+    yield f"{entry['compression']:.1f}×" if entry["compression"] else "-"
+    for metric in TEXT_METRICS:
+        yield _mean(entry, metric)
+        found = entry["to_full_prompt"].get(metric.name)
+        yield (
+            interval(found["difference"], found["interval"], "+" + metric.format) if found else "-"
+        )
+    yield _mean(entry, PERPLEXITY)
+    ratio = entry["to_full_prompt"]["perplexity"]
+    yield interval(ratio["ratio"], ratio["interval"], PERPLEXITY.format) if ratio else "-"
+    yield f"{1000 * entry['prepare_seconds']:.1f}"
     first = entry["first_token_seconds"]
+    yield "-" if first is None else f"{1000 * first:.1f}"
 
-    def with_interval(name: str, form: str = ".1f") -> str:
-        value = entry[name]
-        return "-" if value is None else interval(value, entry["intervals"][name], form)
 
-    return [
-        entry["method"],
-        or_dash(entry["budget"], "d"),
-        str(entry["rows"]),
-        f"{entry['kept_entries']:.1f}",
-        f"{entry['kept_bytes'] / 1024:.1f}",
-        f"{entry['compression']:.1f}×" if entry["compression"] else "-",
-        with_interval("exact_match"),
-        interval(difference["difference"], difference["interval"], "+.1f"),
-        with_interval("rougeL"),
-        with_interval("perplexity", ".3g"),
-        "-" if ratio is None else interval(ratio["ratio"], ratio["interval"], ".3g"),
-        f"{1000 * entry['prepare_seconds']:.1f}",
-        "-" if first is None else f"{1000 * first:.1f}",
-    ]
+def _mean(entry: Mapping[str, Any], metric: Metric) -> str:
+    mean = entry[metric.name]
+    return "-" if mean is None else interval(mean, entry["intervals"][metric.name], metric.format)
 
 
 def plot(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write exact match, ROUGE-L and perplexity against kept entries, with intervals, as PNG.
+    """Write the headline metrics and perplexity against kept entries, with intervals, as PNG.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
         SaveError: the file cannot be written.
     """
-    figure = new_figure(18, 4.5, extra="compare")
+    panels = [*TEXT_METRICS, PERPLEXITY]
+    figure = new_figure(6 * len(panels), 4.5, extra="compare")
     from matplotlib import colormaps
 
     colors = colormaps["tab20"]
     shown = [entry for entry in entries if not entry["missing"]]
     names = list(dict.fromkeys(entry["method"] for entry in shown))
-    for axes, (key, label) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+    for axes, metric in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        key = metric.name
         for number, name in enumerate(names):
             line = sorted(
                 (e for e in shown if e["method"] == name and e[key] is not None),
@@ -215,8 +192,8 @@ def plot(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
                 label=name,
             )
         axes.set_xlabel("cache entries kept of an instruction (mean)")
-        axes.set_ylabel(label)
-        if key == "perplexity":
+        axes.set_ylabel(metric.label)
+        if metric is PERPLEXITY:
             axes.set_yscale("log")
         else:  # all of the scale, or as much of it as is needed
             top = max(e["intervals"][key][1] for e in shown) or 100.0

@@ -1,4 +1,4 @@
-"""LLMLingua-2 (Pan et al. 2024): a classifier says of each token whether it should stay.
+"""LLMLingua-2 (Pan et al. 2024): a classifier decides which tokens stay.
 
 A word's probability is the mean over its tokens. The most probable words that fit in the budget are
 kept in their order, as a shorter prompt.
@@ -72,7 +72,7 @@ class Lingua(Method):
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any] | str:
-        """Classifier and tokenizer, or why not: the hub is asked once, which may take a minute."""
+        """Classifier and tokenizer, or the error: the hub is tried once; it may take a minute."""
         from transformers import AutoModelForTokenClassification, AutoTokenizer
 
         options: dict[str, Any] = {"cache_dir": self.cache_dir}

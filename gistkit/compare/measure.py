@@ -28,13 +28,10 @@ class Outcome:
     """The results of a method on the first examples; sequences hold one value a row.
 
     Attributes:
-        method: its name.
-        budget: k; None where it has none.
+        budget: k; None where the method has none.
         missing: why this model or budget cannot be used; "" where it can.
         answers: greedy.
         kept_entries: cache entries kept, the template's included.
-        kept_bytes: their memory.
-        prepare_seconds: to make them.
         answer_seconds: a row's share of its batch.
         loss: of the reference, nats, summed over `loss_tokens` tokens.
         loss_tokens: 0 where a row is too long to be scored, or its output merges with its prompt.

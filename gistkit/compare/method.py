@@ -1,4 +1,4 @@
-"""What a method is: an instruction in, what is kept of it out.
+"""The interface of a method: from an instruction to the prefix that is kept of it.
 
 A method that shortens text keeps the cache of the shorter prompt (`cached`); one that shortens the
 cache makes a `Prefix` of its own, with keys at positions 0 .. k-1 (`pooling.rotation`). To add one,
@@ -26,11 +26,11 @@ class Method(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """As the leaderboard calls it."""
+        """In the leaderboard."""
 
     @abstractmethod
     def prepare(self, model: GistModel, instruction: str, budget: int) -> Prefix | None:
-        """What is kept of `instruction`; None where that is nothing.
+        """The prefix that is kept of `instruction`; None where that is nothing.
 
         Args:
             budget: k, cache entries that the instruction may take. Methods that shorten text spend
@@ -74,7 +74,7 @@ def instruction_ids(model: GistModel, text: str) -> list[int]:
 
 
 def joined(pieces: Mapping[int, str]) -> str:
-    """Pieces of a text by their numbers, in order, as text."""
+    """Pieces of a text, joined in the order of their numbers."""
     return " ".join(pieces[n].strip() for n in sorted(pieces) if pieces[n].strip())
 
 

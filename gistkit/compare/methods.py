@@ -18,31 +18,46 @@ from gistkit.prompts import Example
 FULL = "full"
 
 
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """What methods may learn from, beside the instruction itself.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to compare.
 
     Attributes:
-        examples: what will be answered; only their instructions and sources are used.
-        pool: other examples, for probe inputs.
-        seed: of choices.
-        most_trained: instructions for which entries are trained.
+        methods: names of `METHODS`; empty: all. The full prompt is always there.
+        budgets: k of every method; empty: the model's default number of gist tokens.
+        trained_limit: rows for which entries are trained.
         lingua: folder or hub id of LLMLingua-2's classifier.
         cache_dir: where downloads go.
-        workers: of the presses.
+        max_new_tokens, batch_size: of the answers.
+        seed: of intervals and probes.
+    """
+
+    methods: tuple[str, ...] = ()
+    budgets: tuple[int, ...] = ()
+    trained_limit: int = 10
+    lingua: str = LINGUA
+    cache_dir: str | None = None
+    max_new_tokens: int = 128
+    batch_size: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What methods may use beside the instruction itself.
+
+    Attributes:
+        examples: those that will be answered; only their instructions and sources are used.
+        pool: other examples, for probe inputs.
     """
 
     examples: Sequence[Example]
     pool: Sequence[Example]
-    seed: int = 0
-    most_trained: int = 20
-    lingua: str = LINGUA
-    cache_dir: str | None = None
+    options: Options = Options()
     workers: Workers = field(default_factory=Workers)
 
     @property
     def instructions(self) -> tuple[str, ...]:
-        """Those of all examples, each once."""
         return tuple(dict.fromkeys(e.instruction for e in (*self.examples, *self.pool)))
 
 
@@ -56,7 +71,7 @@ METHODS: Mapping[str, Callable[[Sources], Method]] = MappingProxyType(
         "pooled": lambda sources: MeanPooling(),
         "tfidf": lambda sources: Extractive(sources.instructions),
         "lexrank": lambda sources: Extractive(sources.instructions, lexrank=True),
-        "llmlingua2": lambda sources: Lingua(sources.lingua, sources.cache_dir),
+        "llmlingua2": lambda sources: Lingua(sources.options.lingua, sources.options.cache_dir),
         **{
             press: lambda sources, press=press: Press(press, sources.workers)  # type: ignore[misc]
             for press in PRESSES
@@ -64,8 +79,8 @@ METHODS: Mapping[str, Callable[[Sources], Method]] = MappingProxyType(
         "trained": lambda sources: TrainedEntries(
             sources.pool,
             {e.instruction: e.source for e in sources.examples},
-            most_rows=sources.most_trained,
-            seed=sources.seed,
+            most_rows=sources.options.trained_limit,
+            seed=sources.options.seed,
         ),
     }
 )

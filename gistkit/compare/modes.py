@@ -10,7 +10,7 @@ from gistkit.model import GistModel
 
 @dataclass(frozen=True)
 class FullPrompt(Method):
-    """Everything is kept: what engines call prefix caching."""
+    """Everything is kept: prefix caching."""
 
     name = "full prompt"
     budgeted = False

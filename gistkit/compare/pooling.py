@@ -3,9 +3,9 @@
     entries  0 1 2 | 3 4 | 5 6          n entries in k runs, as even as they get
     slots        0     1     2          each the mean of its run
 
-A slot sits at positions 0 .. k-1. Keys are rotated by their positions, and a mean of keys that are
-rotated differently is a mean of nothing, so before the mean each key of position p is rotated by
-slot - p: as if it had stood at its slot's position from the start. With k >= n nothing changes.
+Slots are at positions 0 .. k-1. Keys are rotated by their positions, and keys of different
+rotations cannot be averaged, so each key of position p is first rotated by slot - p, to its slot's
+position. With k >= n nothing changes.
 
 Shapes: H heads, n entries, D head size.
 """
@@ -48,17 +48,19 @@ def pooled(full: Prefix, slots: int, rotate: Rotate) -> Prefix:
     share = torch.nn.functional.one_hot(slot_of, slots).T.float()  # [k, n]
     share = share / share.sum(-1, keepdim=True)
     tensors = {
-        name: (share @ (rotate(kept, shift) if name.endswith("keys") else kept).float()).to(kept)
-        for name, kept in full.tensors.items()
+        name: (share @ (rotate(tensor, shift) if name.endswith("keys") else tensor).float()).to(
+            tensor
+        )
+        for name, tensor in full.tensors.items()
     }
     return replace(full, tensors=tensors, lengths=(slots,))
 
 
 def rotation(model: GistModel) -> Rotate:
-    """How this model turns keys [1, H, n, D] by [n] positions, negative ones too.
+    """The model's rotation of keys [1, H, n, D] by [n] positions, negative ones too.
 
-    With the model's own functions, and checked on a token that stands alone: moved from one
-    position to another it must give the keys that the model computes there.
+    It uses the model's own functions, and is checked on a single token: moved from one position to
+    another it must give the keys that the model computes there.
 
     Raises:
         OptionError: they do not (some layers do not rotate, or each kind has its own rotation).
@@ -80,13 +82,13 @@ def rotation(model: GistModel) -> Rotate:
 
 @torch.no_grad()
 def _moves_keys(model: GistModel, rotate: Rotate) -> bool:
-    one = torch.full((1, 1), model.gist_id, device=model.device)
+    token = torch.full((1, 1), model.gist_id, device=model.device)
     keys = []
     for position in (0, 3):
         output = model.hf_model.base_model(
-            input_ids=one,
-            position_ids=torch.full_like(one, position),
-            attention_mask=torch.ones_like(one),
+            input_ids=token,
+            position_ids=torch.full_like(token, position),
+            attention_mask=torch.ones_like(token),
             use_cache=True,
         )
         keys.append([layer_keys for layer_keys, *_ in output[CACHE]])

@@ -120,7 +120,7 @@ class Worker:
                 stderr=errors,
                 text=True,
                 env=os.environ | {"PYTHONPATH": str(folder.resolve()), "HF_HUB_OFFLINE": "1"},
-                start_new_session=True,  # Ctrl-C is for us; the worker then ends with its input
+                start_new_session=True,  # no Ctrl-C: the worker ends with its input
             )
         weakref.finalize(self, _stop, self._process, copy)
 
@@ -133,8 +133,8 @@ class Worker:
         by = torch.full((entries,), entries - len(ids), device=self._device)
         return {
             name: self._rotate(tensor, by).to(tensor) if name.endswith("keys") else tensor
-            for name, kept in load(b64decode(answer["tensors"])).items()
-            for tensor in (kept.to(self._device),)
+            for name, loaded in load(b64decode(answer["tensors"])).items()
+            for tensor in (loaded.to(self._device),)
         }
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,21 +1,20 @@
-"""A comparison: answer by every method and budget, write the leaderboard after each, and resume.
+"""A comparison: answer by every method and budget, and write the leaderboard after each.
 
-The report is its own journal: a run with the same options takes the outcomes that compare.json
-holds, and answers only by the methods that are not there or could not be run.
+The report is its own journal: a run with the same options takes the outcomes of compare.json, and
+runs only the methods that are missing or could not be run.
 """
 
 import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gistkit.compare.leaderboard import leaderboard, markdown, plot
-from gistkit.compare.lingua import LINGUA
 from gistkit.compare.measure import Outcome, Times, answer_all, take_times
-from gistkit.compare.methods import Sources, build
+from gistkit.compare.methods import Options, Sources, build
 from gistkit.errors import SaveError
 from gistkit.files import write_text
 from gistkit.metrics import rouge
@@ -26,30 +25,6 @@ from gistkit.report import machine, record
 NAME = "compare"
 PACKAGES = ("gistkit", "torch", "transformers", "rouge-score", "numpy", "scikit-learn")
 TIMED = 20  # rows on which times are taken
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How to compare.
-
-    Attributes:
-        methods: names of `METHODS`; empty: all. The full prompt is always there.
-        budgets: k of every method; empty: the model's default number of gist tokens.
-        trained_limit: rows for which entries are trained.
-        lingua: folder or hub id of LLMLingua-2's classifier.
-        cache_dir: where downloads go.
-        max_new_tokens, batch_size: of the answers.
-        seed: of intervals and probes.
-    """
-
-    methods: tuple[str, ...] = ()
-    budgets: tuple[int, ...] = ()
-    trained_limit: int = 10
-    lingua: str = LINGUA
-    cache_dir: str | None = None
-    max_new_tokens: int = 128
-    batch_size: int = 8
-    seed: int = 0
 
 
 def compare(
@@ -66,31 +41,23 @@ def compare(
     """Answer `examples` by every method, and write compare.json, compare.md and compare.png.
 
     Args:
-        out: the folder they go to.
         pool: other examples, whose inputs are probes; default: those that are answered.
         about: JSON values that describe model and data: `model` and `data` are in the heading, and
             all must be the same for a run to resume.
         force: replace a comparison with other options.
-        progress: called with a method's name and the number of its steps before it begins; returns
-            what to call with the number of steps done.
+        progress: called with a method's name and number of steps before it begins; returns a
+            function that is called with the number of steps done.
 
     Returns:
-        What compare.json holds.
+        The content of compare.json.
 
     Raises:
         OptionError: there is no such method, or the model is an encoder-decoder.
         MissingExtraError: rouge_score, scikit-learn or matplotlib is not installed.
         SaveError: `out` holds another comparison, or cannot be written.
     """
-    rouge(["a"], ["a"])  # complain before answering that rouge_score is not installed
-    sources = Sources(
-        examples,
-        pool or examples,
-        seed=options.seed,
-        most_trained=options.trained_limit,
-        lingua=options.lingua,
-        cache_dir=options.cache_dir,
-    )
+    rouge(["a"], ["a"])  # fail before answering if rouge_score is not installed
+    sources = Sources(examples, pool or examples, options)
     budgets = options.budgets or (model.config.default_k,)
     runs = [
         (method, budget)

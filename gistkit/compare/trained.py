@@ -1,9 +1,9 @@
 """Trained KV: k cache entries found by gradient for one instruction, the model frozen.
 
-What prefix tuning (Li & Liang 2021) and Cartridges (Eyuboglu et al. 2025) do: start from the first
-k entries of the full prompt's cache, and lower KL(full prompt || these) on the answers that the
-full prompt gives to probe inputs. About the best that k entries can do, at the price of a training
-run for each instruction; hence only some are tried.
+As prefix tuning (Li & Liang 2021) and Cartridges (Eyuboglu et al. 2025) do: start from the first
+k entries of the full prompt's cache, and minimise KL(full prompt || these) on the full prompt's
+answers to probe inputs. About the best that k entries can do, at the cost of a training run for
+each instruction; hence only some are tried.
 
 Shapes: B probes, L input and answer, V vocabulary.
 """
@@ -55,9 +55,9 @@ class TrainedEntries(Method):
         leaders = [Prompt(ids, full) for ids in inputs]
         readings = read_along(model, leaders, {}, max_new_tokens=self.max_new_tokens)
         # the last token of an answer is predicted, but nothing is predicted from it
-        rows = [ids + one.tokens[:-1] for ids, one in zip(inputs, readings, strict=True)]
+        rows = [ids + reading.tokens[:-1] for ids, reading in zip(inputs, readings, strict=True)]
         ids, padding = model.pad(rows)
-        lengths = torch.tensor([len(one.tokens) for one in readings], device=model.device)
+        lengths = torch.tensor([len(reading.tokens) for reading in readings], device=model.device)
         behind = torch.arange(ids.shape[1], 0, -1, device=model.device)
         answered = behind[None] <= lengths[:, None]  # rows end together, [B, L]
 
@@ -78,7 +78,7 @@ class TrainedEntries(Method):
         return Random(f"{self.seed} {instruction}").sample(texts, min(self.probes, len(texts)))
 
     def _fit(self, start: Prefix, expected: Tensor, predict: Callable[[Prefix], Tensor]) -> Prefix:
-        leaves = {name: kept.clone().requires_grad_() for name, kept in start.tensors.items()}
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in start.tensors.items()}
         optimizer = torch.optim.Adam(leaves.values(), lr=self.rate)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, self.steps)
         for _ in range(self.steps):
@@ -96,6 +96,6 @@ class TrainedEntries(Method):
 
 
 def _first(full: Prefix, entries: int) -> Prefix:
-    kept = min(entries, full.num_tokens)
-    tensors = {name: tensor[..., :kept, :] for name, tensor in full.tensors.items()}
-    return replace(full, tensors=tensors, lengths=(kept,))
+    length = min(entries, full.num_tokens)
+    tensors = {name: tensor[..., :length, :] for name, tensor in full.tensors.items()}
+    return replace(full, tensors=tensors, lengths=(length,))

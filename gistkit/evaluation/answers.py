@@ -5,6 +5,7 @@ and the full prompt is pos_control. So evaluation runs what users run; `path="ma
 pass itself. Knows nothing about scores.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,6 @@ from types import MappingProxyType
 from gistkit import baselines
 from gistkit.conditions import CONDITIONS, FROM_GIST, condition_named
 from gistkit.errors import OptionError
-from gistkit.evaluation.gists import Gists
 from gistkit.evaluation.masked import generate_masked
 from gistkit.gist import Gist
 from gistkit.model import GistModel
@@ -57,6 +57,32 @@ class AnswerOptions:
             raise OptionError(f"unknown path {self.path!r}; choose one of {', '.join(PATHS)}")
         if self.path == "mask" and self.num_beams > 1:
             raise OptionError("path=mask is greedy; set num_beams to 1, or use path=cache")
+
+
+class Gists:
+    """Gists that are made when first needed and dropped after their last use.
+
+    Args:
+        compress: makes the gists of several instructions, in one batch.
+        instructions: of all prompts to come, repeated as often as they are used.
+    """
+
+    def __init__(self, compress: Callable[[list[str]], Gist], instructions: Sequence[str]) -> None:
+        self._compress = compress
+        self._uses = Counter(instructions)
+        self._made: dict[str, Gist] = {}
+
+    def take(self, instructions: Sequence[str]) -> list[Gist]:
+        """The gist of each instruction; new ones are compressed in one batch."""
+        new = [text for text in dict.fromkeys(instructions) if text not in self._made]
+        if new:
+            self._made.update(zip(new, self._compress(new), strict=True))
+        rows = [self._made[text] for text in instructions]
+        self._uses.subtract(instructions)
+        for text in set(instructions):
+            if not self._uses[text]:
+                del self._made[text]
+        return rows
 
 
 def answer(
@@ -131,9 +157,9 @@ def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def _room(model: GistModel, longest: int, options: AnswerOptions) -> int:
-    limits = [options.max_new_tokens]
-    if options.max_length is not None and model.adapter.max_positions is not None:
-        limits.append(options.max_length - longest)
-    if model.adapter.max_positions is not None:
-        limits.append(model.adapter.max_positions - longest)
-    return min(limits)
+    limit = model.adapter.max_positions
+    if limit is None:
+        return options.max_new_tokens
+    if options.max_length is not None:
+        limit = min(limit, options.max_length)
+    return min(options.max_new_tokens, limit - longest)

@@ -108,14 +108,14 @@ def matched(
         raise DataError(
             f"{names[0]} has {len(rows)} rows and {names[1]} has {len(others)}; {_HINT}"
         )
-    ours, theirs = [_example(row) for row in rows], [_example(row) for row in others]
-    if all(map(_same, ours, theirs)):
+    examples, other_examples = [_example(row) for row in rows], [_example(row) for row in others]
+    if all(map(_same, examples, other_examples)):
         return list(others)
     indices: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for index in reversed(range(len(theirs))):
-        indices[theirs[index]].append(index)
+    for index in reversed(range(len(other_examples))):
+        indices[other_examples[index]].append(index)
     ordered = []
-    for number, example in enumerate(ours, 1):
+    for number, example in enumerate(examples, 1):
         if not indices.get(example):
             raise DataError(
                 f"row {number} of {names[0]} ({example[0][:60]!r}) is not in {names[1]}; {_HINT}"

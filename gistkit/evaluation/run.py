@@ -18,9 +18,10 @@ from gistkit.conditions import CONDITIONS, FULL_PROMPT, NO_PROMPT
 from gistkit.data.collate import Limits
 from gistkit.errors import OptionError, SaveError
 from gistkit.evaluation.answers import AnswerOptions
-from gistkit.evaluation.scores import difference, report_head
+from gistkit.evaluation.scores import report_head
 from gistkit.evaluation.splits import SplitResult, evaluate_split, save_answers
 from gistkit.files import write_text
+from gistkit.metrics import difference
 from gistkit.model import GistModel
 from gistkit.prompts import Example
 from gistkit.report import PACKAGES, versions
@@ -125,12 +126,10 @@ class Evaluation:
 
     @property
     def total(self) -> int:
-        """How many answers are wanted."""
         return len(self.cases) * sum(map(len, self.splits.values()))
 
     @property
     def done(self) -> int:
-        """How many are saved."""
         return sum(len(journal.entries) for journal in self._journals.values())
 
     def run(
@@ -140,10 +139,10 @@ class Evaluation:
         about: Mapping[str, Any] | None = None,
         started: Started = lambda what, rows, done: lambda rows: None,
     ) -> dict[str, Any]:
-        """Answer what is left; returns what `metrics-{step}.json` holds.
+        """Answer the remaining examples; returns the content of `metrics-{step}.json`.
 
-        That is `scores` of each case and split, `paired` differences to pos_control, and what they
-        follow from.
+        That is `scores` of each case and split, `paired` differences to the full prompt, and the
+        settings and versions.
 
         Args:
             seed: of the intervals.
@@ -171,9 +170,7 @@ class Evaluation:
                     "split": split,
                     "outputs": str(self.outputs[case, split]),
                     **result.scores.report(seed=seed),
-                    "gen_len": result.gen_len,
-                    "loss": result.loss,
-                    "perplexity": result.perplexity,
+                    **result.by_model(),
                 }
                 for (case, split), result in results.items()
             ],

@@ -17,32 +17,24 @@ from gistkit.data.collate import Collator, EncodedRows, Limits
 from gistkit.errors import DataError
 from gistkit.evaluation.answers import AnswerOptions, answer
 from gistkit.evaluation.outputs import Output, write_outputs
-from gistkit.evaluation.scores import Scores, score
-from gistkit.metrics import METRICS
+from gistkit.metrics import METRICS, Scores, score
 from gistkit.model import GistModel
 from gistkit.prompts import GIST_TOKEN, Example
 
 
 @dataclass(frozen=True, slots=True)
 class SplitResult:
-    """A model's answers to a split.
-
-    Attributes:
-        answers: one for each example.
-        scores: of the answers.
-        loss: of the references, nats per token.
-        gen_len: mean length of the answers in tokens.
-    """
+    """A model's answers to a split, and their scores."""
 
     answers: Sequence[str]
     scores: Scores
-    loss: float
-    gen_len: float
+    loss: float  # of the references, nats per token
+    gen_len: float  # mean length of the answers in tokens
 
-    @property
-    def perplexity(self) -> float:
-        """Of the references: e to the power of the loss."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+    def by_model(self) -> dict[str, float]:
+        """The metrics that texts alone do not decide, by name."""
+        perplexity = math.exp(self.loss) if self.loss < 700 else math.inf
+        return {"loss": self.loss, "perplexity": perplexity, "gen_len": self.gen_len}
 
 
 @dataclass(frozen=True)
@@ -51,7 +43,6 @@ class SplitEvaluator:
 
     Attributes:
         splits: examples by split name (`validation_unseen`, ...).
-        options: how to answer.
         folder: for outputs; None writes none.
         limits: how long rows may be for the loss, by split.
         seed: of the intervals.
@@ -82,10 +73,8 @@ class SplitEvaluator:
             path = self.folder / f"outputs-{step}-{split}.csv"
             save_answers(path, model, examples, result.answers, self.options.num_gist_tokens)
         scores = {
-            "loss": result.loss,
-            "perplexity": result.perplexity,
+            **result.by_model(),
             **result.scores.means(),
-            "gen_len": result.gen_len,
             "samples": float(len(examples)),
             "runtime": time.perf_counter() - start,
         }

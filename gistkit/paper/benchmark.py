@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gistkit.benchmark.examples import Row, measure_examples
+from gistkit.benchmark.examples import Row, run_examples, write_examples
 from gistkit.benchmark.files import GIST, INSTRUCTION, STANDARD
 from gistkit.benchmark.report import aggregate
 from gistkit.benchmark.sanity import check
@@ -87,9 +87,8 @@ def benchmark_examples(
     if sanity_checks:
         check_examples(model, examples, k=k)
     modes = (STANDARD, INSTRUCTION if instructions else GIST)
-    written = measure_examples(
-        model, examples, path, k=k, modes=modes, profiler=profiler, convert=as_published
-    )
+    measured = run_examples(model, examples, k=k, modes=modes, profiler=profiler)
+    written = write_examples(path, measured, convert=as_published)
     ((_, found),) = aggregate([written])["files"][0]["modes"].items()
     return {
         f"benchmark_{cost}_reduction": paired["reduction"]

@@ -22,9 +22,8 @@ from gistkit.benchmark.report import aggregate
 from gistkit.errors import DataError, OptionError
 from gistkit.evaluation.judge.results import read_results
 from gistkit.evaluation.outputs import read_outputs
-from gistkit.evaluation.scores import score
 from gistkit.files import write_text
-from gistkit.metrics import clean
+from gistkit.metrics import clean, score
 from gistkit.report import error_bars, new_figure, or_dash, save_figure, table
 from gistkit.stats import share_interval
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gistkit.evaluation.judge.fake import FakeEndpoint
+from gistkit.testing.judge import FakeEndpoint
 
 
 def write(path: Path, answers: Sequence[str]) -> Path:

@@ -158,7 +158,7 @@ def test_mistakes(run: Run, tmp_path: Path) -> None:
     assert "damaged .gz archive" in run("evaluate", "--outputs", damaged).error
     for option, value in (("--data", "d"), ("--condition", "all"), ("--max-samples", 3)):
         error = run("evaluate", "--outputs", path, option, value).error
-        assert f"--outputs does not go with {option}" in error
+        assert f"{option} does not go with --outputs" in error
     assert "nothing to evaluate" in run("evaluate").error
     assert "--seed" in run("evaluate", "--outputs", path, "--seed", -1).error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gistkit.evaluation.judge.fake import FakeEndpoint, faults
+from gistkit.testing.judge import FakeEndpoint, faults
 from tests.cli.console import Run
 from tests.cli.judging import arguments, endpoint, load, write
 
@@ -49,27 +49,27 @@ def test_a_misbehaving_endpoint_gives_the_same_verdicts(run: Run, tmp_path: Path
     with FakeEndpoint(fault=faults(5)) as fake:
         ended = run(*arguments(tmp_path, fake, n=40, name="s.json"))
     assert ended.status == 0
-    assert sum(fake.asked.values()) > 60
+    assert sum(fake.requests.values()) > 60
     assert set(fake.judged.values()) == {1}
     one, other = load(tmp_path / "r.json"), load(tmp_path / "s.json")
     assert (one["results"], one["scores"]) == (other["results"], other["scores"])
-    assert other["usage"]["requests"] >= sum(fake.asked.values())  # some met a closed door
+    assert other["usage"]["requests"] >= sum(fake.requests.values())  # some met a closed door
 
 
 def test_nothing_is_asked_twice(run: Run, tmp_path: Path) -> None:
     with FakeEndpoint() as fake:
         command = arguments(tmp_path, fake)
         run(*command, "--n", 5)
-        assert sum(fake.asked.values()) == 5
+        assert sum(fake.requests.values()) == 5
         run(*command)
-        assert sum(fake.asked.values()) == 20
+        assert sum(fake.requests.values()) == 20
         before = load(tmp_path / "r.json")
         assert run(*command).status == 0
         assert load(tmp_path / "r.json") == before
-        assert sum(fake.asked.values()) == 20
+        assert sum(fake.requests.values()) == 20
         run(*command, "--both_orders")
-        assert sum(fake.asked.values()) == 40
-        assert max(fake.asked.values()) == 1
+        assert sum(fake.requests.values()) == 40
+        assert max(fake.requests.values()) == 1
     assert len(load(tmp_path / "r.json")["results"]) == 40
 
 
@@ -84,7 +84,7 @@ def test_names_of_files_and_answers(run: Run, tmp_path: Path) -> None:
             ("a.csv/r.json", "could not write"),
         ):
             assert why in run(*command, "--results_file", tmp_path / name).error
-        assert not fake.asked
+        assert not fake.requests
         assert run(*command, "--a_name", "où est-ce | [b]").status == 0
 
 
@@ -110,7 +110,7 @@ def test_failures_are_listed_and_asked_again(run: Run, tmp_path: Path) -> None:
         assert (len(content["results"]), len(content["failures"])) == (18, 2)
         assert sum(content["scores"].values()) == 18
         assert content["complete"] is False
-        assert {fake.asked[key] for key in bad} == {4}  # twice two
+        assert {fake.requests[key] for key in bad} == {4}  # twice two
         found = json.loads(run("judge", "report", tmp_path / "r.json", "--json").out)["files"][0]
         assert (found["rows"], found["failures"]) == (18, 2)
         assert sum(found["points_as_published"]) == 20
@@ -118,14 +118,14 @@ def test_failures_are_listed_and_asked_again(run: Run, tmp_path: Path) -> None:
         assert run(*command).status == 0
     content = load(tmp_path / "r.json")
     assert (len(content["results"]), content["failures"]) == (20, [])
-    assert content["usage"]["requests"] == sum(fake.asked.values()) == 18 + 8 + 2
+    assert content["usage"]["requests"] == sum(fake.requests.values()) == 18 + 8 + 2
 
 
 def test_an_endpoint_that_is_gone(run: Run, tmp_path: Path) -> None:
     with FakeEndpoint() as fake:
         command = [*arguments(tmp_path, fake), "--retries", "0"]
     ended = run(*command)
-    assert "does not react: no connection" in ended.error
+    assert "does not respond: no connection" in ended.error
     assert "--a" in run("judge").error
     with FakeEndpoint(fault=lambda key, time: "401") as fake:
         ended = run(*arguments(tmp_path, fake, name="s.json"))
@@ -139,7 +139,7 @@ def test_the_key_is_never_written(run: Run, tmp_path: Path) -> None:
         ended = run(*arguments(tmp_path, fake, n=3))  # the server repeats the key in its messages
     assert ended.status == 2
     assert "key Bearer ***" in ended.err
-    assert all(seen["authorization"] == f"Bearer {KEY}" for seen in fake.seen)
+    assert all(sent["authorization"] == f"Bearer {KEY}" for sent in fake.headers)
     told = [ended.out, ended.err, *(path.read_text() for path in tmp_path.iterdir())]
     assert not any(KEY in text for text in told)
 
@@ -150,7 +150,10 @@ def test_keys(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         run(*arguments(tmp_path, fake, n=1), "--api_key_env", "MINE")
         monkeypatch.delenv("OPENAI_API_KEY")
         run(*arguments(tmp_path, fake, n=1), "--force")
-        assert [seen["authorization"] for seen in fake.seen] == ["Bearer sk-other", "Bearer none"]
+        assert [sent["authorization"] for sent in fake.headers] == [
+            "Bearer sk-other",
+            "Bearer none",
+        ]
         command = arguments(tmp_path, fake, n=1, name="s.json")
         at = command.index("--base_url")
         error = run(*command[:at], *command[at + 2 :]).error
@@ -161,7 +164,7 @@ def test_a_dry_run_asks_nothing(run: Run, tmp_path: Path) -> None:
     with FakeEndpoint() as fake:
         command = arguments(tmp_path, fake)
         ended = run(*command, "--dry_run", "--input_price", 1, "--output_price", 2)
-        assert not fake.seen
+        assert not fake.headers
         assert "20 requests" in ended.out
         assert "about $0." in ended.out
         assert "[Answer A]" in ended.out
@@ -203,7 +206,7 @@ def test_what_is_there_is_not_mixed(run: Run, tmp_path: Path) -> None:
         )
         write(tmp_path / "a.csv", ["changed"] * 20)
         assert "verdicts on other answers (row 1)" in run(*command).error
-        assert sum(fake.asked.values()) == 5
+        assert sum(fake.requests.values()) == 5
         assert run(*command, "--force").status == 0
         (tmp_path / "r.json").write_text("[]")
         assert "no file of verdicts" in run(*command).error
@@ -231,7 +234,7 @@ def test_a_journal_that_is_none(run: Run, tmp_path: Path, journal: str) -> None:
         command = arguments(tmp_path, fake, n=3)
         (tmp_path / "r.json.partial").write_text(journal)
         assert "--force" in run(*command).error
-        assert not fake.seen
+        assert not fake.headers
         assert run(*command, "--force").status == 0
 
 
@@ -281,7 +284,7 @@ def test_all(run: Run, tmp_path: Path) -> None:
         ]
         assert list(plan) == names
         run(*command, "--only", "T5-gist-2", "--split", "seen")
-        assert sum(fake.asked.values()) == 3
+        assert sum(fake.requests.values()) == 3
         published = load(tmp_path / "out" / names[3])
         for key in ("judge", "usage", "complete", "failures"):
             published.pop(key)  # as the published script leaves it
@@ -289,9 +292,9 @@ def test_all(run: Run, tmp_path: Path) -> None:
         ended = run(*command, "--json")
         assert ended.status == 0
         assert [Path(one["file"]).name for one in json.loads(ended.out)["files"]] == names
-        assert sum(fake.asked.values()) == 18
+        assert sum(fake.requests.values()) == 18
         run(*command)
-        assert sum(fake.asked.values()) == 18
+        assert sum(fake.requests.values()) == 18
         assert "'GPT'; there are Alone-gist-1, T5-gist-1" in run(*command, "--only", "GPT").error
     assert "nothing to compare" in run("judge", "all", tmp_path, "--out", tmp_path).error
 

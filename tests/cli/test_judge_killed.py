@@ -13,10 +13,10 @@ import pytest
 
 from gistkit.errors import SaveError
 from gistkit.evaluation.judge.endpoint import Reply, Usage
-from gistkit.evaluation.judge.fake import FakeEndpoint, faults
 from gistkit.evaluation.judge.journal import VerdictJournal
 from gistkit.evaluation.judge.pairs import Pair, Question
 from gistkit.evaluation.judge.prompt import Verdict
+from gistkit.testing.judge import FakeEndpoint, faults
 from tests.cli.console import Run
 from tests.cli.judging import arguments, load
 
@@ -59,11 +59,11 @@ def test_a_killed_run_resumes(run: Run, tmp_path: Path, how: int) -> None:
         if number >= 12:
             opened.wait(600)
 
-    with FakeEndpoint(gate=gate) as fake:
+    with FakeEndpoint(on_request=gate) as fake:
         command = [*arguments(tmp_path, fake), "--concurrency", "3", "--timeout", "600"]
         journal = tmp_path / "r.json.partial"
         assert killed(command, fake, journal, 12, how) == 12
-        assert len(fake.asked) <= 12 + 3
+        assert len(fake.requests) <= 12 + 3
         if how == signal.SIGKILL:
             journal.write_bytes(journal.read_bytes() + b'{"row": 3, "swap')  # cut off by the kill
         else:
@@ -75,7 +75,7 @@ def test_a_killed_run_resumes(run: Run, tmp_path: Path, how: int) -> None:
     assert [one["row"] for one in content["results"]] == list(range(20))
     assert content["complete"] is True
     assert content["usage"]["requests"] == 20  # 12, and then the 8 that were not kept
-    assert sum(fake.asked.values()) <= 20 + 3  # of which three were on their way before
+    assert sum(fake.requests.values()) <= 20 + 3  # of which three were on their way before
 
 
 def test_a_kill_before_the_journal_went(run: Run, tmp_path: Path) -> None:
@@ -93,27 +93,27 @@ def test_a_kill_before_the_journal_went(run: Run, tmp_path: Path) -> None:
         journal.write_text(json.dumps(head) + "\n" + json.dumps(line) + "\n")
         run(*command)
         assert not journal.exists()
-    assert load(tmp_path / "r.json")["usage"]["requests"] == sum(fake.asked.values())
+    assert load(tmp_path / "r.json")["usage"]["requests"] == sum(fake.requests.values())
 
 
 def test_two_at_once_do_not_ask_the_same(run: Run, tmp_path: Path) -> None:
     """The second is refused while the first one runs, and damages nothing."""
     opened = threading.Event()
-    with FakeEndpoint(gate=lambda key: opened.wait(600)) as fake:
+    with FakeEndpoint(on_request=lambda key: opened.wait(600)) as fake:
         command = [*arguments(tmp_path, fake), "--timeout", "600"]
         first = subprocess.Popen(
             [sys.executable, "-m", "gistkit", *command], stdout=subprocess.DEVNULL
         )
-        while not fake.asked:
+        while not fake.requests:
             time.sleep(0.02)
         assert "another run is writing" in run(*command).error
         assert "20 requests" in run(*command, "--dry_run").out
         assert "another run" in run(*command, "--force").error
         opened.set()
         assert first.wait(300) == 0
-        assert sum(fake.asked.values()) == 20
+        assert sum(fake.requests.values()) == 20
         assert run(*command).status == 0
-        assert sum(fake.asked.values()) == 20
+        assert sum(fake.requests.values()) == 20
     assert load(tmp_path / "r.json")["usage"]["requests"] == 20
 
 
@@ -150,10 +150,10 @@ def test_a_full_disk_keeps_what_was_written(run: Run, tmp_path: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert ended.status == 2
         assert "error: could not write" in ended.err and "free space" in ended.err
-        asked = sum(fake.asked.values())
+        asked = sum(fake.requests.values())
         assert 10 < asked < 60
         assert run(*command).status == 0
-        assert sum(fake.asked.values()) <= 60 + 2  # whose answers came when there was no room
+        assert sum(fake.requests.values()) <= 60 + 2  # whose answers came when there was no room
     assert len(load(tmp_path / "r.json")["results"]) == 60
 
 
@@ -166,7 +166,7 @@ def test_no_room_for_a_first_verdict_asks_nothing(run: Run, tmp_path: Path) -> N
             assert "could not write" in run(*command).error
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert not fake.asked
+        assert not fake.requests
 
 
 @pytest.mark.slow

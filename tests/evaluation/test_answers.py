@@ -10,9 +10,8 @@ from gistkit.data.collate import Limits
 from gistkit.errors import DataError, OptionError
 from gistkit.evaluation.answers import AnswerOptions, answer
 from gistkit.evaluation.outputs import read_outputs
-from gistkit.evaluation.scores import score
 from gistkit.evaluation.splits import SplitEvaluator, mean_loss, save_answers
-from gistkit.metrics import clean
+from gistkit.metrics import clean, score
 from gistkit.prompts import Example
 from gistkit.testing import tiny_gist_model
 

@@ -19,8 +19,8 @@ from gistkit.evaluation.judge.endpoint import (
     Usage,
     retry_after,
 )
-from gistkit.evaluation.judge.fake import FAULTS, FakeEndpoint
 from gistkit.evaluation.judge.pairs import Pair, Question
+from gistkit.testing.judge import FAULTS, FakeEndpoint
 
 QUESTION = Question(Pair(0, "Instruction: Go.", "longer", "short"), True)
 KEY = "sk-secret-of-ours"
@@ -49,7 +49,7 @@ def test_every_fault_is_outlived(fault: str) -> None:
         (answer,) = asked(fake)
     assert answer.verdict is not None, answer.error
     assert answer.verdict.of_pair(QUESTION) == "a"
-    assert answer.usage.requests == (1 if fault == "chatty" else 2) == sum(fake.asked.values())
+    assert answer.usage.requests == (1 if fault == "chatty" else 2) == sum(fake.requests.values())
     assert sum(fake.judged.values()) == 1
 
 
@@ -130,8 +130,8 @@ def test_what_no_other_question_would_mend_ends_the_run(status: str, advice: str
         asked(fake)
     assert KEY not in str(caught.value)
     assert "***" in str(caught.value)
-    assert sum(fake.asked.values()) == 1
-    assert fake.seen[0]["authorization"] == f"Bearer {KEY}"
+    assert sum(fake.requests.values()) == 1
+    assert fake.headers[0]["authorization"] == f"Bearer {KEY}"
 
 
 def test_a_long_wait_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_all_wait_for_a_rate_limit() -> None:
     def fault(key: str, time: int) -> str | None:
         return "limit" if len(times) == 1 else None
 
-    with FakeEndpoint(fault=fault, gate=lambda key: times.append(time.monotonic())) as fake:
+    with FakeEndpoint(fault=fault, on_request=lambda key: times.append(time.monotonic())) as fake:
         asyncio.run(run(fake))
     assert len(times) == 3
     assert times[1] - times[0] >= 0.05

@@ -1,8 +1,6 @@
 """A language model as the judge of two models' answers, pair by pair.
 
-    outputs A ─┐
-    outputs B ─┴ pairs ── JudgeRun: Question ──> Endpoint ──> VerdictJournal ──> results file
-                                                                                 └──> report
-
-`fake` is an endpoint on loopback for tests and trials.
+outputs A ─┐
+outputs B ─┴ pairs ── JudgeRun: Question ──> Endpoint ──> VerdictJournal ──> results file
+                                                                             └──> report
 """

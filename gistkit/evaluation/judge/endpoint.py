@@ -1,7 +1,7 @@
-"""A chat endpoint that speaks OpenAI's API, asked for verdicts until it gives one.
+"""The client of a chat endpoint that speaks OpenAI's API.
 
-Rate limits, server errors and time-outs are waited out; answers that are no verdict are asked for
-again. Knows nothing about results.
+Rate limits, server errors and time-outs are retried; a reply that is no verdict is requested again.
+Knows nothing about results.
 """
 
 import asyncio
@@ -9,10 +9,9 @@ import json
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from email.utils import parsedate_to_datetime
 from importlib import import_module
-from types import TracebackType
 from typing import Any, Self
 
 from gistkit.errors import JudgeError, MissingExtraError
@@ -38,12 +37,12 @@ _FORMAT = {
 
 @dataclass(frozen=True, slots=True)
 class EndpointConfig:
-    """Where to ask, and how.
+    """The endpoint and its options.
 
     Attributes:
         base_url: None for OpenAI's own.
-        max_tokens: of an answer; None leaves it to the endpoint.
-        structured: ask for an answer in a JSON schema; given up where the endpoint refuses.
+        max_tokens: of a reply; None leaves it to the endpoint.
+        structured: request a JSON schema; dropped where the endpoint refuses it.
         timeout: seconds for one request.
         retries: further requests for a question whose first one failed, rate limits left aside.
         backoff: seconds to wait after a first error; doubles, up to a minute.
@@ -61,36 +60,28 @@ class EndpointConfig:
 
 @dataclass(slots=True)
 class Usage:
-    """What was asked for so far."""
+    """Requests and tokens, those of failed requests included."""
 
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
     def __add__(self, other: "Usage") -> "Usage":
-        return Usage(
-            self.requests + other.requests,
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-        )
+        return Usage(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """How asking a question ended: with a verdict or an `error`.
-
-    Attributes:
-        reached: whether the endpoint answered at all.
-    """
+    """The result of a question: a verdict, or an `error`."""
 
     verdict: Verdict | None
     error: str
     usage: Usage
-    reached: bool = True
+    reached: bool = True  # whether the endpoint answered at all
 
 
 class _Retry(Exception):
-    """A request that may go better later; `wait` is what the server asked for, in seconds."""
+    """A request to be retried; `wait` is the server's `Retry-After`, in seconds."""
 
     def __init__(
         self, why: str, *, wait: float | None = None, limited: bool = False, reached: bool = True
@@ -100,11 +91,11 @@ class _Retry(Exception):
 
 
 class _Refused(Exception):
-    """A request that the endpoint will never answer."""
+    """A request that the endpoint rejects for good."""
 
 
 class Endpoint:
-    """An open connection; an async context manager. `key` is sent, never shown.
+    """A connection; an async context manager. `key` is sent, never shown.
 
     Raises MissingExtraError where openai is not installed.
     """
@@ -126,12 +117,7 @@ class Endpoint:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self._client.close()
 
     async def ask(self, question: Question) -> Reply:
@@ -170,7 +156,6 @@ class Endpoint:
     async def _request(
         self, conversation: list[dict[str, str]], usage: Usage, *, structured: bool
     ) -> str:
-        """The text of one answer; counts its tokens."""
         options: dict[str, Any] = {"temperature": self.config.temperature}
         if structured:
             options["response_format"] = _FORMAT
@@ -198,7 +183,6 @@ class Endpoint:
             raise _Retry("an answer that is not the API's JSON") from None
 
     def _of_status(self, error: Any) -> Exception:
-        """What to do about an HTTP status that is no success."""
         status: int = error.status_code
         body = error.body if isinstance(error.body, dict) else {}
         message = " ".join(str(body.get("message") or "").split())[:200]
@@ -221,13 +205,12 @@ class Endpoint:
         return writable(text.replace(self._key, "***") if self._key else text)
 
     async def _wait_for_limits(self) -> None:
-        """Wait until no rate limit holds."""
         clock = asyncio.get_running_loop().time
         while (left := self._not_before - clock()) > 0:
             await asyncio.sleep(left + 0.01)
 
     async def _wait(self, retry: _Retry, times: int) -> None:
-        """Wait as long as asked, else longer each time; a rate limit holds for all questions."""
+        """Wait as `Retry-After` says, else longer each time; a rate limit pauses all questions."""
         if retry.wait is not None and retry.wait > LONGEST_WAIT:
             raise JudgeError(
                 f"{self.config.base_url or 'the endpoint'} asks to wait {retry.wait:.0f} s "
@@ -264,7 +247,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _content(completion: dict[str, Any], usage: Usage) -> str:
-    """The text of a completion; counts its tokens."""
+    """The text of a completion; adds its tokens to `usage`."""
     used = completion.get("usage")
     if isinstance(used, dict):
         usage.prompt_tokens += _count(used.get("prompt_tokens"))
@@ -277,5 +260,4 @@ def _content(completion: dict[str, Any], usage: Usage) -> str:
 
 
 def _count(value: object) -> int:
-    """A number of tokens; 0 where an endpoint sends something else."""
     return value if isinstance(value, int) and value > 0 else 0

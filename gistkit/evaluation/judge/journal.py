@@ -1,7 +1,7 @@
-"""Where verdicts go: a line each in a journal, and the results file in the end.
+"""Verdicts are saved one a line in a journal, and in the results file at the end.
 
-A line is on its way to the disk before the next question is asked, so a run that is killed loses
-none that it received; the next one reads it and asks only what is left.
+A line is written before the next question is asked, so a killed run loses no verdict that it
+received; the next run reads the journal and asks only the remaining questions.
 """
 
 import json
@@ -27,18 +27,13 @@ class VerdictJournal:
     Args:
         path: of the results file.
         names: of the answers, as `Pair.a` and `Pair.b`.
-        settings: how is judged; `FIXED` names those that must stay the same.
-        prices: US dollars for a million tokens asked and answered, where known.
+        settings: of the judge; those in `FIXED` must stay the same.
+        prices: US dollars per million prompt and completion tokens, where known.
         force: start over; the old file is replaced when the first new verdict comes.
-
-    Attributes:
-        journal: of this run and those that were interrupted.
-        usage: requests and tokens so far.
 
     Raises:
         DataError: the file is no results file.
-        SaveError: it is of other answers or other settings (unless `force`), or cannot have this
-            name.
+        SaveError: it holds other answers or settings (unless `force`), or cannot have this name.
     """
 
     def __init__(
@@ -79,7 +74,7 @@ class VerdictJournal:
         return [question for question in questions if question.key not in self._results]
 
     def record(self, question: Question, reply: Reply) -> None:
-        """Save the reply to a question (raises SaveError)."""
+        """Save a reply (raises SaveError)."""
         entry = self._entry(question)
         if reply.verdict is None:
             entry = {"error": reply.error, **entry}
@@ -91,25 +86,23 @@ class VerdictJournal:
         self.usage += reply.usage
 
     def close(self, questions: Sequence[Question]) -> Verdicts:
-        """Write the results file, whole, and delete the journal; raises SaveError.
+        """Write the results file and delete the journal (raises SaveError).
 
-        Where nothing was judged, nothing is written, and `force` has replaced nothing.
+        If nothing was judged, nothing is written, and `force` replaces nothing.
 
         Args:
             questions: all that should have a verdict.
         """
         try:
             content = self._content(questions)
-            found = verdicts(content, str(self.path))
-            if content["results"] or content["failures"]:
-                a, b = found.tally.points
+            judged = bool(content["results"] or content["failures"])
+            if judged:
+                a, b = verdicts(content, str(self.path)).tally.points
                 content["scores"] = {self.names[1]: b, self.names[0]: a}
                 write_text(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-                found = verdicts(content, str(self.path))
+            if judged or not self._force:
                 self.journal.remove()
-            elif not self._force:
-                self.journal.remove()
-            return found
+            return verdicts(content, str(self.path))
         finally:
             self.journal.close()
 
@@ -126,8 +119,8 @@ class VerdictJournal:
         """US dollars spent so far; None where no price is known."""
         if self.prices is None:
             return None
-        asked, answered = self.prices
-        spent = self.usage.prompt_tokens * asked + self.usage.completion_tokens * answered
+        prompt, completion = self.prices
+        spent = self.usage.prompt_tokens * prompt + self.usage.completion_tokens * completion
         return round(spent / 1e6, 6)
 
     def _content(self, questions: Sequence[Question]) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""Pairs of answers to the same prompt, and in which order a judge sees them.
-
-Knows nothing about endpoints or results.
-"""
+"""Pairs of answers to the same prompt, and the order in which a judge sees them."""
 
 import random
 import re

@@ -5,7 +5,7 @@
                   "gist": "an answer", "full": "the other"}, ...],
      "estimated_cost": 0.01}
 
-Ours say more: of a result its `row`; and `failures`, `usage`, `judge` (settings) and `complete`.
+gistkit adds the `row` of each result, `failures`, `usage`, `judge` (settings) and `complete`.
 """
 
 import json
@@ -24,9 +24,9 @@ SCHEMA_VERSION = 1
 USAGE = ("requests", "prompt_tokens", "completion_tokens")
 
 _COUNTED = {"a": "wins", "b": "losses", "tie": "ties"}
-_TURNED = {"a": "b", "b": "a", "tie": "tie"}
+_SWAPPED = {"a": "b", "b": "a", "tie": "tie"}
 _UNREAD = "could not parse json"  # the published script's mark of an answer it took for a tie
-_MENDED = "(fixed json parse)"  # its authors' mark of one that they read by hand
+_READ_BY_HAND = "(fixed json parse)"  # its authors' mark of one that they read by hand
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Tally:
 
     Attributes:
         wins, ties, losses: rows, as the first of the names sees them.
-        failures: rows without a verdict. They count as nothing here, and as ties `as_published`.
-        mended: verdicts marked as read by hand, in published files.
+        failures: rows without a verdict. They are not counted here; `as_published`, they are ties.
+        read_by_hand: verdicts that published files mark as such.
         first, second: verdicts for the answer shown first, and for the one shown second.
         consistent, both: rows whose two verdicts agree, of those that have two.
         stored: the points that the file itself gives to both; None where it gives none.
@@ -49,7 +49,7 @@ class Tally:
     ties: int = 0
     losses: int = 0
     failures: int = 0
-    mended: int = 0
+    read_by_hand: int = 0
     first: int = 0
     second: int = 0
     consistent: int = 0
@@ -106,9 +106,9 @@ def read_results(path: Path) -> Verdicts:
 
 
 def verdicts(content: Any, where: str) -> Verdicts:
-    """What a results file holds; `where` names it in messages (raises DataError)."""
+    """Count the content of a results file; `where` names it in messages (raises DataError)."""
     try:
-        # every text can be printed, every number is one
+        # every text can be printed, no number is NaN
         json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
         names = (str(content["names"]["a"]), str(content["names"]["b"]))
         results = [_checked(result, names) for result in content["results"]]
@@ -128,9 +128,9 @@ def verdicts(content: Any, where: str) -> Verdicts:
     counts: Counter[str] = Counter()
     choices: dict[tuple[str, str, str, int], str] = {}
     for row, found in rows.items():
-        row_choices = [choice_of(result) for result in found]
+        row_choices = [_choice_of(result) for result in found]
         for choice, result in zip(row_choices, found, strict=True):
-            counts["mended"] += _MENDED in result["reason"].lower()
+            counts["read_by_hand"] += _READ_BY_HAND in result["reason"].lower()
             if choice in ("a", "b"):
                 counts["first" if (choice == "b") == result["swapped"] else "second"] += 1
         agreed = len(set(row_choices)) == 1
@@ -162,24 +162,22 @@ def _checked(result: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, An
 
 
 def _check_costs(content: Mapping[str, Any]) -> None:
-    """Check that tokens and dollars, where given, are numbers (raises TypeError, LookupError)."""
     usage, cost = content.get("usage"), content.get("estimated_cost")
-    numbers = [usage[name] for name in USAGE] if usage is not None else []
-    if not all(isinstance(number, int) for number in numbers):
+    if usage is not None and not all(isinstance(usage[name], int) for name in USAGE):
         raise TypeError("usage is no count")
     if not isinstance(cost, int | float | None):
         raise TypeError("estimated_cost is no number")
 
 
-def choice_of(result: Mapping[str, Any]) -> str | None:
-    """ "a", "b" or "tie", told of the pair; None where the answer was no verdict."""
+def _choice_of(result: Mapping[str, Any]) -> str | None:
+    """ "a", "b" or "tie", of the pair; None where the reply was no verdict."""
     choice = result["choice"].strip().lower()
     unread = result["reason"].lower().startswith(_UNREAD)
     return None if unread or choice not in _COUNTED else str(choice)
 
 
 def report(paths: Sequence[Path]) -> dict[str, Any]:
-    """What files of verdicts say, and how far their judges agree, as JSON values.
+    """Summaries of files, and the agreement of their judges, as JSON values.
 
     Raises DataError as `read_results`.
     """
@@ -216,7 +214,7 @@ def summary(file: str, found: Verdicts) -> dict[str, Any]:
         "stored_differs": tally.differs,
         "failures": tally.failures,
         "points_as_published": list(tally.as_published),
-        "mended_by_hand": tally.mended,
+        "read_by_hand": tally.read_by_hand,
         "position": {
             "first": tally.first,
             "second": tally.second,
@@ -240,12 +238,12 @@ def _share(count: int, total: int) -> dict[str, Any]:
 def _agreements(names: Sequence[str], found: Sequence[Verdicts]) -> list[dict[str, Any]]:
     """How far every two files that judge the same pairs agree."""
     agreements = []
-    for (a, ours), (b, theirs) in combinations(zip(names, found, strict=True), 2):
-        turned = _in_terms_of(ours, theirs)
-        shared = [pair for pair in ours.choices if pair in turned]
+    for (a, first), (b, second) in combinations(zip(names, found, strict=True), 2):
+        aligned = _aligned(second, first.tally.names)
+        shared = [pair for pair in first.choices if pair in aligned]
         if not shared:
             continue
-        choices, others = [ours.choices[pair] for pair in shared], [turned[pair] for pair in shared]
+        choices, others = ([found[pair] for pair in shared] for found in (first.choices, aligned))
         value = kappa(choices, others)
         agreed = sum(choice == other for choice, other in zip(choices, others, strict=True))
         agreements.append(
@@ -260,8 +258,8 @@ def _agreements(names: Sequence[str], found: Sequence[Verdicts]) -> list[dict[st
     return agreements
 
 
-def _in_terms_of(ours: Verdicts, theirs: Verdicts) -> Mapping[tuple[str, str, str, int], str]:
-    """Their choices, A and B turned where they are the other way round in ours."""
-    if ours.tally.names != theirs.tally.names[::-1]:
-        return theirs.choices
-    return {(x, b, a, time): _TURNED[c] for (x, a, b, time), c in theirs.choices.items()}
+def _aligned(verdicts: Verdicts, names: tuple[str, str]) -> Mapping[tuple[str, str, str, int], str]:
+    """The choices, with A and B swapped where the file has the names in the other order."""
+    if verdicts.tally.names != names[::-1]:
+        return verdicts.choices
+    return {(x, b, a, time): _SWAPPED[c] for (x, a, b, time), c in verdicts.choices.items()}

@@ -1,4 +1,4 @@
-"""Judge pairs of answers: ask what is left, write the results file.
+"""Judge pairs of answers and write the results file.
 
 options = JudgeOptions(model="Qwen/Qwen3-32B", base_url="http://localhost:8000/v1")
 names = ("gist", "full")
@@ -22,24 +22,24 @@ from gistkit.evaluation.judge.prompt import DIGEST, messages
 from gistkit.evaluation.judge.results import Verdicts
 
 PUBLISHED_PRICE = 2.0  # US dollars for a million tokens of the published judge
-PASSES = 2  # questions without a verdict are asked once more, when all others are done
-LOST = 5  # so many questions in a row without a reaction of the endpoint end the run
+PASSES = 2  # questions without a verdict are asked once more, after all others
+UNREACHABLE = 5  # questions in a row without a response that end the run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeOptions(EndpointConfig):
-    """Whom to ask, what, and how.
+    """The judge, its endpoint, and what it judges.
 
     Attributes:
         base_url: None is OPENAI_BASE_URL, and without that OpenAI's own.
         api_key_env: the environment variable that holds the API key.
-        seed: draws who is shown first.
+        seed: decides which answer is shown first.
         both_orders: judge each pair in both orders; unequal verdicts are a tie.
         n: judge the first n pairs; 0 is all.
         concurrency: requests at once.
-        input_price: US dollars for a million tokens asked; None is unknown, but for the published
-            judge.
-        output_price: US dollars for a million tokens answered.
+        input_price: US dollars per million prompt tokens; None is unknown, except for the
+            published judge.
+        output_price: US dollars per million completion tokens.
 
     Raises:
         OptionError: a number that is too small, or a `base_url` that is no http address.
@@ -91,7 +91,7 @@ class JudgeOptions(EndpointConfig):
 
     @property
     def prices(self) -> tuple[float, float] | None:
-        """US dollars for a million tokens asked and answered; None where unknown."""
+        """US dollars per million prompt and completion tokens; None where unknown."""
         if self.input_price is None and self.output_price is None:
             known = self.model == MODEL and self.url is None
             return (PUBLISHED_PRICE, PUBLISHED_PRICE) if known else None
@@ -99,7 +99,7 @@ class JudgeOptions(EndpointConfig):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a results file says of the judge."""
+        """The record of the judge in a results file."""
         return {
             "model": self.model,
             "base_url": self.url,
@@ -111,17 +111,16 @@ class JudgeOptions(EndpointConfig):
 
 
 class JudgeRun:
-    """Pairs to be judged, and the verdicts that are there already.
+    """Pairs to be judged, and the verdicts of earlier runs.
 
     Args:
         pairs: as `read_pairs` gives them.
-        names: what to call the two answers of a pair.
-        results_file: where verdicts go; those of an interrupted run count.
+        names: of the two answers of a pair.
+        results_file: to be written; verdicts of an interrupted run are kept.
         force: start over where there is a results file already.
 
     Attributes:
-        questions: those to be asked, known ones included.
-        journal: the verdicts.
+        questions: all of them, judged ones included.
 
     Raises:
         DataError, SaveError: as `VerdictJournal`.
@@ -154,7 +153,7 @@ class JudgeRun:
         return self.journal.left(self.questions)
 
     def judge(self, judged: Callable[[], object] = lambda: None) -> Verdicts:
-        """Ask what is left; whatever happens, write what there is.
+        """Ask the remaining questions; verdicts are written even if an error ends the run.
 
         Questions that fail are recorded as failures: see `journal.failures`.
 
@@ -178,19 +177,19 @@ class JudgeRun:
         return found
 
     def plan(self) -> dict[str, Any]:
-        """What would be asked. Four characters make a token, more or less."""
+        """An estimate of the remaining requests, at four characters a token."""
         left = self.left
         characters = sum(len(part["content"]) for question in left for part in messages(question))
-        asked, answered = characters // 4, 40 * len(left)
+        prompt, completion = characters // 4, 40 * len(left)
         cost = None
         if prices := self.options.prices:
-            cost = round((asked * prices[0] + answered * prices[1]) / 1e6, 4)
+            cost = round((prompt * prices[0] + completion * prices[1]) / 1e6, 4)
         return {
             "questions": len(self.questions),
             "judged": len(self.questions) - len(left),
             "requests": len(left),
-            "prompt_tokens": asked,
-            "completion_tokens": answered,
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
             "estimated_cost": cost,
         }
 
@@ -202,21 +201,21 @@ async def _ask(
     journal: VerdictJournal,
     judged: Callable[[], object],
 ) -> None:
-    lost = 0
+    unreachable = 0  # questions in a row
 
     async def work(endpoint: Endpoint, left: list[Question]) -> None:
-        nonlocal lost
+        nonlocal unreachable
         while left:
             question = left.pop()
             reply = await endpoint.ask(question)
             journal.record(question, reply)
             if reply.verdict is not None:
                 judged()
-            lost = 0 if reply.reached else lost + 1
-            if lost >= LOST:
+            unreachable = 0 if reply.reached else unreachable + 1
+            if unreachable >= UNREACHABLE:
                 raise JudgeError(
-                    f"{options.url or 'the endpoint'} does not react: {reply.error}; check that it "
-                    "runs, then rerun the same command to resume"
+                    f"{options.url or 'the endpoint'} does not respond: {reply.error}; check that "
+                    "it runs, then rerun the same command to resume"
                 )
 
     async with Endpoint(replace(options, base_url=options.url), key=key) as endpoint:
@@ -227,7 +226,7 @@ async def _ask(
             ]
             try:
                 await asyncio.gather(*workers)
-            finally:  # an error of one ends all
+            finally:  # an error in one worker ends all
                 for worker in workers:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)

@@ -3,7 +3,7 @@
     with FakeEndpoint() as endpoint:
         ...  # gistkit judge --base_url ENDPOINT.url
 
-It prefers the longer answer, whatever the order, so what it should say is known.
+It prefers the longer answer in either order, so the expected verdicts are known.
 """
 
 import json
@@ -21,11 +21,6 @@ FAULTS = (
     "limit", "limit_date", "error", "slow", "no_json", "cut_body", "hang_up", "truncated", "chatty",
     "invalid", "empty",
 )  # fmt: skip
-
-
-def no_faults(key: str, time: int) -> str | None:
-    """Nothing goes wrong."""
-    return None
 
 
 def faults(seed: int, *, most: int = 3) -> Callable[[str, int], str | None]:
@@ -46,17 +41,19 @@ class FakeEndpoint:
     Attributes:
         fault: what goes wrong with the nth request (from 0) about a question; None: nothing.
         structured: whether it knows response_format; if not, it refuses it with status 400.
-        asked, judged: requests, and good answers sent, by question.
-        seen: headers of requests, lower-case.
+        slow: seconds that the fault "slow" takes.
+        on_request: called with the question's key before it is answered.
+        requests, judged: how many requests came, and how many verdicts were sent, by key.
+        headers, bodies: of all requests; names of headers are lower-case.
     """
 
-    fault: Callable[[str, int], str | None] = no_faults
+    fault: Callable[[str, int], str | None] = lambda key, time: None
     structured: bool = True
     slow: float = 2.0
-    gate: Callable[[str], object] = lambda key: None
-    asked: Counter[str] = field(default_factory=Counter)
+    on_request: Callable[[str], object] = lambda key: None
+    requests: Counter[str] = field(default_factory=Counter)
     judged: Counter[str] = field(default_factory=Counter)
-    seen: list[dict[str, str]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -79,12 +76,11 @@ class FakeEndpoint:
 
     @property
     def url(self) -> str:
-        """Its base URL."""
         return f"http://127.0.0.1:{self.server.server_address[1]}/v1"
 
 
 def key_of(question: str) -> str:
-    """What names a question in `asked` and `judged`."""
+    """The key of a question in `requests` and `judged`."""
     return sha256(question.encode()).hexdigest()[:16]
 
 
@@ -103,34 +99,30 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128  # a client that finds the queue full waits a second
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Do not report clients that hang up."""
-        if not isinstance(sys.exception(), ConnectionError):
+        if not isinstance(sys.exception(), ConnectionError):  # clients may hang up
             super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One request."""
-
     protocol_version = "HTTP/1.1"
     fake: FakeEndpoint
 
     def log_message(self, format: str, *args: object) -> None:
-        """Stay quiet."""
+        pass
 
     def do_POST(self) -> None:
-        """Answer, or misbehave."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         fake = self.fake
         question = body["messages"][1]["content"]
         key = key_of(question)
         with fake.lock:
-            fake.seen.append({name.lower(): value for name, value in self.headers.items()})
+            fake.headers.append({name.lower(): value for name, value in self.headers.items()})
             fake.bodies.append(body)
             if not fake.structured and "response_format" in body:
                 return self._refuse(400, "response_format is not known")
-            time = fake.asked[key]
-            fake.asked[key] += 1
-        fake.gate(key)
+            time = fake.requests[key]
+            fake.requests[key] += 1
+        fake.on_request(key)
         fault = fake.fault(key, time)
         try:
             if fault is None or fault == "chatty":

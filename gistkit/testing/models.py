@@ -1,4 +1,4 @@
-"""Doubles for your tests and ours: tiny models of every family and a byte tokenizer.
+"""Tiny models of every family and a byte tokenizer, without a download.
 
     model = tiny_gist_model()                       # 2 layers, random weights, no download
     gist = model.compress("Answer in one word.")
@@ -129,7 +129,8 @@ def _scatter(model: PreTrainedModel, seed: int) -> None:
     def noise(tensor: Tensor) -> Tensor:
         return torch.randn(tensor.shape, generator=generator)
 
-    embeddings = {id(model.get_input_embeddings().weight), id(_output_weight(model))}
+    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    embeddings = {id(layer.weight) for layer in ends}
     for _, parameter in sorted(model.named_parameters()):
         if id(parameter) in embeddings:
             parameter.copy_(0.05 * noise(parameter))
@@ -140,11 +141,6 @@ def _scatter(model: PreTrainedModel, seed: int) -> None:
             parameter.copy_(2 * noise(parameter) / parameter.shape[-1] ** 0.5)
         else:
             parameter.add_(0.1 * noise(parameter))
-
-
-def _output_weight(model: Any) -> Tensor:
-    weight: Tensor = model.get_output_embeddings().weight
-    return weight
 
 
 def _byte_characters() -> list[str]:

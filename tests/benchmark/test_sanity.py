@@ -177,8 +177,8 @@ def test_one_leaked_cell_of_the_mask(llama: GistModel, monkeypatch: pytest.Monke
     """The third last token before the answer's end sees the instruction; nobody else does."""
     whole = decoder.create_masks_for_generate
 
-    def leaking(**given: Any) -> Any:
-        mask = whole(**given).clone()
+    def leaking(*args: Any, **given: Any) -> Any:
+        mask = whole(*args, **given).clone()
         mask[1, :, -3, : mask.shape[-1] - 20] = True
         return mask
 

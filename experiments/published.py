@@ -25,6 +25,7 @@ from experiments.subject import (
 )
 from gistkit import GistModel, Prefix
 from gistkit.baselines import CACHED, FULL, GIST, MODES, NONE
+from gistkit.models.kv_batch import CACHE
 from gistkit.timing import interleave, timed
 
 ROUNDS = 51
@@ -120,9 +121,8 @@ def loop(model: GistModel, ids: Tensor, prefix: Prefix, tokens: int) -> Tensor:
     """Greedy decoding by hand; [tokens] ids."""
     cache, new = cache_of(model, prefix), []
     for _ in range(tokens):
-        logits = model.hf_model(
-            input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
-        ).logits
+        reads: dict[str, Any] = {CACHE: cache, "use_cache": True, "logits_to_keep": 1}
+        logits = model.hf_model(input_ids=ids, **reads).logits
         ids = logits[:, -1].argmax(-1, keepdim=True)
         new.append(ids)
     return torch.cat(new, dim=1)[0]
@@ -136,7 +136,7 @@ def hf_generate(model: GistModel, ids: Tensor, prefix: Prefix, tokens: int) -> T
     output = hf_model.generate(
         input_ids=whole,
         attention_mask=torch.ones_like(whole),
-        past_key_values=cache_of(model, prefix),
+        **{CACHE: cache_of(model, prefix)},
         generation_config=GenerationConfig(
             max_new_tokens=tokens,
             do_sample=False,

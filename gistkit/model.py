@@ -38,12 +38,13 @@ from gistkit.models.inputs import (
     check_device,
     check_numbers,
     counts_of,
+    cut_at,
     decoding_options,
     move,
     parse_dtype,
     stops_of,
 )
-from gistkit.models.streaming import cut_at, stream_text
+from gistkit.models.streaming import stream_text
 from gistkit.prompts import GIST_TOKEN, PromptEncoder, make_template
 
 SAMPLES = 1024

@@ -177,11 +177,7 @@ def compress(
     if compare:
         assert instruction is not None
         modes = _compare(model, instruction, input, settings)
-    from gistkit.report import versions
-
     facts = {
-        "schema_version": SCHEMA_VERSION,
-        "versions": versions(("gistkit", "torch", "transformers")),
         "model": model_name_or_path,
         "precision": precision.value,
         **facts,
@@ -191,7 +187,13 @@ def compress(
     if json:
         if modes is not None:
             facts["compare"] = {"rounds": ROUNDS, "modes": [_as_json(mode) for mode in modes]}
-        emit(dumps(facts, ensure_ascii=False))
+        from gistkit.report import versions
+
+        head = {
+            "schema_version": SCHEMA_VERSION,
+            "versions": versions(("gistkit", "torch", "transformers")),
+        }
+        emit(dumps(head | facts, ensure_ascii=False))
         return
     emit(as_text(facts))
     if modes is not None:

@@ -51,6 +51,12 @@ def stops_of(stop_strings: Text | None) -> list[str]:
     return stops
 
 
+def cut_at(answer: str, stops: Sequence[str]) -> str:
+    """`answer` up to the first stop string, without white space around it."""
+    found = [index for stop in stops if (index := answer.find(stop)) >= 0]
+    return answer[: min(found)].strip() if found else answer.strip()
+
+
 def _listed(given: Any) -> list[Any]:
     several = isinstance(given, Iterable) and not isinstance(given, str | bytes)
     return list(given) if several else [given]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
+from gistkit.models.inputs import cut_at
+
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -132,12 +134,6 @@ class Growing:
         new = text[self._sent :]
         self._sent = max(self._sent, len(text))
         return new
-
-
-def cut_at(answer: str, stops: Sequence[str]) -> str:
-    """`answer` up to the first stop string, without white space around it."""
-    found = [index for stop in stops if (index := answer.find(stop)) >= 0]
-    return answer[: min(found)].strip() if found else answer.strip()
 
 
 def settled(text: str, stops: Sequence[str]) -> str:

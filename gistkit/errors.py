@@ -86,11 +86,7 @@ class ServerError(GistkitError, RuntimeError):
 
 
 class BusyError(ServerError):
-    """The request queue is full.
-
-    Attributes:
-        retry_after: seconds after which to try again.
-    """
+    """The request queue is full; try again after `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)

@@ -1,7 +1,4 @@
-"""Files that are whole or absent: write to a temporary name, flush to disk, rename.
-
-Knows nothing about what is written.
-"""
+"""Files that are whole or absent: write to a temporary name, flush to disk, rename."""
 
 import errno
 import os
@@ -17,12 +14,9 @@ FAILURES = (OSError, SafetensorError)  # safetensors reports a full disk in its 
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a temporary file beside `path`, then rename it to `path`.
+    """Let `write` fill a temporary file beside `path`, then rename it to `path` (raises SaveError).
 
     A crash, a full disk or Ctrl-C leaves either the old file or the new one, never half of one.
-
-    Raises:
-        SaveError: the folder cannot be made, or writing or renaming failed.
     """
     target = Path(path)
     check_target(target)

@@ -39,7 +39,6 @@ class Journal:
         force: start over where the journal has other settings or is damaged.
 
     Attributes:
-        path: of the journal.
         entries: JSON objects in the order in which they came; appended ones are added.
         found: the settings of the journal that is there; None where there is none.
 

@@ -52,7 +52,6 @@ class ConnectorConfig:
 
     Attributes:
         models: fingerprint of the weights by name of the LoRA adapter in use; "": no adapter.
-        gist_id: id of the `<GIST>` token.
     """
 
     models: Mapping[str, str]

@@ -47,7 +47,6 @@ def parse_request(
     """What the connector is to do for a request; None: nothing.
 
     Args:
-        params: its `kv_transfer_params`.
         prompt: its token ids; None where the prompt came as embeddings.
         adapter: name of its LoRA adapter; "": none.
 

@@ -58,7 +58,6 @@ def server_options(
     Args:
         model: folder or hub id of the whole model.
         connector: from `connector_config`.
-        names: under which it serves.
         precision: fp32 | bf16 | fp16, of weights and gists.
         more: further options of vLLM's that `check_options` accepts.
     """

@@ -107,7 +107,6 @@ async def http_error(request: Request, error: Exception) -> Json:
 
 
 async def validation_error(request: Request, error: Exception) -> Json:
-    """Response to a request with invalid fields; reports the first."""
     assert isinstance(error, RequestValidationError)
     mistake = _first(error.errors())
     name = ".".join(_path(mistake))[:100]

@@ -59,8 +59,6 @@ async def complete(request: Request, body: CompletionRequest, x_gist: XGist = No
 
 
 class ChatFormat(Format):
-    """Answers as messages."""
-
     prefix, object, event_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def choice(self, answer: StreamChunk) -> dict[str, Any]:
@@ -90,8 +88,6 @@ class ChatFormat(Format):
 
 
 class TextFormat(Format):
-    """Answers as plain text."""
-
     prefix, object, event_object = "cmpl", "text_completion", "text_completion"
 
     def __init__(self, completion: Completion, body: ChatRequest | CompletionRequest) -> None:

@@ -33,9 +33,7 @@ class Sampling:
     """How to sample the answers to one prompt.
 
     Attributes:
-        max_tokens: tokens of each answer, at most.
         temperature: 0 is greedy.
-        top_p: sample from the likeliest tokens that together have this probability.
         seed: the same seed gives the same answer, whatever else is in the batch.
         stop: strings that end the answer and are not part of it.
         logprobs: number of likeliest tokens to report with each sampled one; None: no
@@ -77,7 +75,6 @@ class Prepared:
     Attributes:
         ids: tokens of the prompt, L; they follow the gist where there is one.
         gist: replaces the instruction; one row.
-        gist_id: the gist's id in the store.
         instruction: read in full; "" where there is none, or a gist.
         client: requests of different clients take turns in the queue.
         num_cached: tokens whose activations come with the gist.
@@ -100,13 +97,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One token's log-probability (natural logarithm) under temperature 1.
-
-    Attributes:
-        token: its text.
-        logprob: of the token itself.
-        top: text and log-probability of the likeliest tokens, best first.
-    """
+    """A token's log-probability in nats at temperature 1; `top` has the likeliest, best first."""
 
     token: str
     logprob: float
@@ -153,7 +144,6 @@ class Engine(ABC):
 
     Attributes:
         trained: the supported numbers of gist tokens; the first is the default.
-        kv_bytes_per_token: keys and values of one token.
     """
 
     kv_bytes_per_token = 0
@@ -235,8 +225,6 @@ class Engine(ABC):
 
         Args:
             gist: replaces the instruction; None: read the instruction in full.
-            client: requests of different clients take turns in the queue.
-            gist_id: the gist's id in the store.
             fit: lower `max_tokens` to what fits, instead of refusing the prompt.
 
         Raises:

@@ -22,11 +22,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 
 
 class JsonLines(logging.Formatter):
-    """Formats records as JSON; the `facts` of a record become fields.
-
-    Args:
-        messages: include the messages of exceptions.
-    """
+    """Formats records and their `facts` as JSON; messages of exceptions only with `messages`."""
 
     def __init__(self, *, messages: bool = False) -> None:
         super().__init__()

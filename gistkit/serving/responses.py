@@ -39,13 +39,7 @@ Event = Mapping[str, Any]
 
 
 class Completion:
-    """A request that the engine has begun to answer.
-
-    Attributes:
-        gist: what replaces the instruction.
-        num_choices: number of answers.
-        deadline: when it must have ended, in the event loop's time.
-    """
+    """A request that the engine has begun to answer; `deadline` is in the event loop's time."""
 
     def __init__(
         self,
@@ -190,13 +184,7 @@ async def start(
 
 
 class Format(ABC):
-    """How answers are written: as a chat, or as plain text.
-
-    Attributes:
-        prefix: of the response's id.
-        object: what a response calls itself.
-        event_object: what an event of a stream calls itself.
-    """
+    """How answers are written: as a chat, or as plain text; `prefix` opens the response's id."""
 
     prefix: str
     object: str
@@ -216,16 +204,14 @@ class Format(ABC):
             self.event_head = {**self.event_head, "usage": None}
 
     @abstractmethod
-    def choice(self, answer: StreamChunk) -> dict[str, Any]:
-        """One whole answer."""
+    def choice(self, answer: StreamChunk) -> dict[str, Any]: ...
 
     def first(self) -> Iterable[Event]:
         """Events before the first chunk."""
         return ()
 
     @abstractmethod
-    def chunk(self, chunk: StreamChunk) -> Iterable[Event]:
-        """The events of a chunk."""
+    def chunk(self, chunk: StreamChunk) -> Iterable[Event]: ...
 
     def last(self) -> Iterable[Event]:
         """Events after the last chunk."""
@@ -234,7 +220,6 @@ class Format(ABC):
         return ({**self.event_head, "choices": [], **self._totals()},)
 
     def response(self, answers: Sequence[StreamChunk]) -> dict[str, Any]:
-        """The whole response."""
         choices = [self.choice(answer) for answer in answers]
         return {**self._head, "object": self.object, "choices": choices, **self._totals()}
 

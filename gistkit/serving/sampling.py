@@ -32,16 +32,7 @@ A model that takes longer for a token has each of its tokens sent at once."""
 
 
 class Sequence:
-    """One of the n answers to a request: a row of a batch.
-
-    Args:
-        index: which of the n.
-        end_ids: tokens that end an answer.
-
-    Attributes:
-        random: the row's own random numbers.
-        done: whether the last chunk was made.
-    """
+    """One of the n answers to a request: a row of a batch; `done` once its last chunk was made."""
 
     def __init__(
         self,

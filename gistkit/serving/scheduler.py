@@ -56,11 +56,7 @@ R = TypeVar("R", bound=Request)
 
 
 class FairQueue(Generic[R]):
-    """At most `max_size` waiting requests, one per client in turn.
-
-    Attributes:
-        size: number of requests.
-    """
+    """At most `max_size` waiting requests, one per client in turn."""
 
     def __init__(self, max_size: int) -> None:
         self._clients: dict[str, deque[R]] = {}  # the next client stands first

@@ -95,7 +95,6 @@ class Server(uvicorn.Server):
         self._drained_by: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the engine, then log the address."""
         asyncio.get_running_loop().set_exception_handler(log_loop_error)
         await super().startup(sockets)
         gc.collect()
@@ -107,7 +106,6 @@ class Server(uvicorn.Server):
         log.info("listening", extra={"facts": facts})
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; end at once at the second signal."""
         if self._drained_by is None:
             self._service.draining = True
             self._drained_by = time.monotonic() + self._service.settings.drain_seconds
@@ -158,7 +156,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(app: FastAPI, listening: socket.socket) -> None:
-    """Serve until a signal ends the server."""
     sys.setswitchinterval(SWITCH_INTERVAL)
     Server(app).run(sockets=[listening])
     log.info("ended")

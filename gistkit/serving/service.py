@@ -55,14 +55,7 @@ class ResolvedGist:
 
 @dataclass(slots=True)
 class Service:
-    """One server; routes find it as `request.app.state.service`.
-
-    Attributes:
-        store: also the engine's.
-        ready: whether the engine has started.
-        draining: whether the server is shutting down.
-        running: requests in progress.
-    """
+    """One server; routes find it as `request.app.state.service`. The engine has the same store."""
 
     engine: Engine
     store: GistStore

@@ -9,17 +9,13 @@ from gistkit.fidelity import MIN_FIDELITY
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The settings of a server.
+    """The settings of a server (raises OptionError: a value out of range).
 
     Attributes:
         min_fidelity: gists measured below it are not used.
         max_body: bytes of a request, except for gist files.
         timeout: seconds of a request, time in the queue included.
         drain_seconds: how long running answers may continue after SIGTERM.
-        log_prompts: write prompts into the log.
-
-    Raises:
-        OptionError: a value out of range.
     """
 
     min_fidelity: float = MIN_FIDELITY

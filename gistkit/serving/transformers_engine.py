@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class TransformersEngine(Engine):
-    """An engine on one loaded model.
+    """An engine on one loaded model (raises OptionError: a number below one).
 
     Args:
         model: nothing else may generate with it.
@@ -40,9 +40,6 @@ class TransformersEngine(Engine):
             tokens; the model's positions may allow less. A pass takes memory by their square.
         kv_limit: bytes of keys and values of all answers together; default: half of what is free on
             the GPU, 2 GiB on a CPU.
-
-    Raises:
-        OptionError: a number below one.
     """
 
     def __init__(
@@ -152,8 +149,6 @@ class GistJobs:
 
     Args:
         max_length: tokens of an instruction with its gist tokens; None: what the model can place.
-        max_waiting: instructions waiting to be compressed.
-        retry_after: seconds that a refused caller is told to wait.
     """
 
     def __init__(

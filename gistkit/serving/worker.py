@@ -69,12 +69,11 @@ class Batch:
 
     @property
     def requests(self) -> list[Request]:
-        """Whose sequences these are, each once."""
         return list(dict.fromkeys(sequence.request for sequence in self.sequences))
 
     @property
     def shape(self) -> tuple[int, int]:
-        """KVBatch and columns that memory is reserved for."""
+        """Rows and columns that memory is reserved for."""
         return len(self.sequences), self.columns
 
     def join(self, other: Self) -> None:
@@ -84,7 +83,6 @@ class Batch:
         self.columns = max(self.columns, other.columns)
 
     def sample(self) -> Chunks:
-        """Sample a token for each sequence; returns the chunks there are to send."""
         self._tokens, chunks = sample(self._rows.logits, self.sequences)
         pairs = zip(self.sequences, chunks, strict=True)
         return [(sequence.request, chunk) for sequence, chunk in pairs if chunk is not None]
@@ -106,22 +104,15 @@ class Batch:
             self.columns = max(s.request.prepared.total_tokens for s in self.sequences)
 
     def drop_cancelled(self) -> None:
-        """Remove the sequences of requests that were given up."""
         self.drop([row for row, s in enumerate(self.sequences) if s.request.cancelled])
 
 
 class Worker:
-    """The decoding thread of one model.
-
-    Args:
-        model: only this thread decodes with it.
+    """The decoding thread of one model; nothing else decodes with it.
 
     Attributes:
-        queue: requests that have not begun.
-        running: requests being answered.
         reserved: tokens of keys and values that memory is reserved for.
         steps, tokens: since the start.
-        stopped: whether it accepts no more requests.
     """
 
     def __init__(self, model: GistModel, scheduler: Scheduler, *, max_waiting: int) -> None:
@@ -190,7 +181,6 @@ class Worker:
             return not self.stopped
 
     def _admit(self) -> None:
-        """Begin requests from the queue."""
         if not self.queue.size:
             return
         with self._changed:

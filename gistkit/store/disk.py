@@ -206,7 +206,6 @@ class Disk:
         return dict(removed)
 
     def totals(self) -> dict[str, int]:
-        """Entries, bytes, pinned, files in quarantine, and all counts."""
         self.flush()
         with self.reading():
             rows, size, pinned = self._run(Index.totals)
@@ -249,7 +248,6 @@ class Disk:
                 self._counts.update(counts)
 
     def close(self) -> None:
-        """Write down what was noted, and close the index."""
         self.flush()
         with self._indexing:
             self.index.close()

@@ -119,11 +119,9 @@ class Entry:
         id: 64 hex digits, the content address.
         keyed: found by its `GistKey`; False: imported from a file, found by its id alone.
         model: fingerprint of the model that made it.
-        template: name of its prompt template.
         num_tokens: k.
         num_bytes: of its file.
         instruction_length: P, the tokens it stands for.
-        instruction_sha256: of the instruction's text.
         created: seconds since 1970.
         last_used: likewise; uses in other processes may arrive some seconds late.
         expires: likewise; None: never.

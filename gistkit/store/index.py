@@ -80,7 +80,6 @@ class Index:
             raise
 
     def put(self, entry: Entry, mtime_ns: int) -> None:
-        """Write a row for a file of this age, or replace the one with this id."""
         values = ", ".join(f":{name}" for name in COLUMNS)
         self._all(
             f"REPLACE INTO gists VALUES ({values}, :mtime_ns)",
@@ -137,7 +136,6 @@ class Index:
         return rows, int(size), int(pinned)
 
     def use(self, times: Mapping[str, float], counts: Mapping[str, int]) -> None:
-        """Note when gists were used, and add to the counts."""
         self._connection.executemany(
             "UPDATE gists SET last_used = max(last_used, ?) WHERE id = ?",
             [(time, id) for id, time in times.items()],

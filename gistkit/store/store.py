@@ -285,12 +285,9 @@ class GistStore:
         return None if entry is None or entry.expired(time.time()) else entry
 
     def entries(self) -> list[Entry]:
-        """All gists that have not expired, the last used first.
+        """All gists that have not expired, the last used first (raises GistFileError).
 
         For a URL these are all its gists, in the local cache or not.
-
-        Raises:
-            GistFileError: the store cannot be read.
         """
         entries = self._disk.entries()
         if self._remote is not None:
@@ -303,12 +300,7 @@ class GistStore:
         return [entry for entry in entries if not entry.expired(now)]
 
     def remove(self, id: str) -> bool:
-        """Delete a gist, pinned or not; False if there was none.
-
-        Raises:
-            OptionError: it is no id.
-            SaveError: it could not be deleted.
-        """
+        """Delete a gist, pinned or not; False if there was none (raises OptionError, SaveError)."""
         check_id(id)
         return sum(tier.remove(id) for tier in reversed(self._tiers)) > 0
 

@@ -47,10 +47,8 @@ class TokenChunk:
     """A part of an answer.
 
     Attributes:
-        tokens: new ids.
         logprobs: for each of them its id and log-probability, then those of the likeliest; empty
             where they were not requested.
-        finished: it is the last part.
     """
 
     tokens: Sequence[int]
@@ -69,10 +67,8 @@ class Endpoint:
     """A server, and what is known about it.
 
     Attributes:
-        state: see the module.
         problem: what is wrong, unless it is up.
         running: requests in progress.
-        served: all requests so far.
         silent: health checks in a row without an answer.
         recent: gists and instructions of its last requests; they are in its memory.
         readers: tasks that read its answers, cancelled when it goes down.

@@ -41,7 +41,7 @@ SAMPLE = "Answer."
 
 
 class VllmEngine(Engine):
-    """An engine on vLLM servers.
+    """An engine on vLLM servers (raises OptionError: no server, or a number below one).
 
     Args:
         model: the whole one, or for `compressor=vllm` a `TokenizerModel`.
@@ -52,9 +52,6 @@ class VllmEngine(Engine):
         max_rows: answers at once on each server.
         max_length: tokens of a prompt and its answer together; the model and the servers may allow
             less.
-
-    Raises:
-        OptionError: no server, or a number below one.
     """
 
     def __init__(

@@ -79,7 +79,6 @@ class Identity:
 
     @classmethod
     def among(cls, names: Sequence[str]) -> Self | None:
-        """Find an identity among a server's names; None: there is none."""
         found = next((match for name in names if (match := _NAME.fullmatch(name))), None)
         return None if found is None else cls(*found.groups())
 

@@ -119,7 +119,6 @@ class JobFactory:
         ]
 
     def compression(self, key: GistKey, instruction: str) -> Job:
-        """The job that makes a gist and puts it into the store."""
         ids = [*key.tokens, *[self.model.gist_id] * key.num_tokens]
         sampling = Sampling(1)
         prepared = Prepared(

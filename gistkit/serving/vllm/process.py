@@ -45,10 +45,6 @@ class VllmProcess:
     Args:
         options: of the server, for a host and a port.
         command: what takes them.
-
-    Attributes:
-        url: where it listens.
-        key: the API key that it requires.
     """
 
     def __init__(
@@ -161,7 +157,6 @@ class VllmProcess:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

@@ -41,12 +41,6 @@ class Router:
     Args:
         handshake: has a server prove what it is (raises EndpointError).
         max_rows: answers at once on one server.
-        max_waiting: jobs in the queue.
-
-    Attributes:
-        queue: jobs that no server has yet.
-        retried: jobs that were retried.
-        tokens: received since the start.
     """
 
     def __init__(
@@ -80,7 +74,6 @@ class Router:
         return all(endpoint.state == "down" for endpoint in self.endpoints)
 
     async def start(self) -> None:
-        """Check every server once, then watch them all."""
         await asyncio.gather(*map(self._update, self.endpoints))
         self._watchers = [asyncio.create_task(self._watch(e)) for e in self.endpoints]
 
@@ -164,7 +157,6 @@ class Router:
             job.task.cancel()
 
     def _dispatch(self) -> None:
-        """Start jobs, as long as a server has room."""
         for job in self.queue.in_turn():
             endpoint = self._choose(job)
             if endpoint is None:

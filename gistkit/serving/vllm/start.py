@@ -78,7 +78,6 @@ def open_engine(
     """An engine on vLLM servers that were checked, for a `with` block.
 
     Args:
-        name: the model's id for clients.
         endpoint: URLs of the servers; none: one is started, and ends with the block.
         compressor: what compresses: vLLM, or this process, on `device`; see `VllmEngine`.
         precision: fp32 | bf16 | fp16, of weights and gists.

@@ -35,7 +35,6 @@ History = list[dict[str, float]]
 
 
 def main() -> None:
-    """Run the whole demo; prints to the terminal and writes `demo-out/`."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)  # so small a model only waits for a second thread
@@ -61,7 +60,6 @@ def main() -> None:
 
 
 def show_toy(console: Console) -> dict[str, Any]:
-    """One held-out instruction through the toy model, in four modes, side by side."""
     model = GistModel.from_pretrained()
     examples = tasks.one_instruction("reply", "validation_unseen", n=4, seed=7, difficulty=2)
     instruction, inputs = examples[0].instruction, [example.input for example in examples]
@@ -136,7 +134,6 @@ RECIPE: Mapping[str, Any] = {
 
 
 def train(console: Console, condition: str) -> History:
-    """Train one small model from scratch under `condition`; returns its log."""
     console.rule(f"2. Learning from scratch: {condition}")
     training = {
         **RECIPE["training"],
@@ -195,7 +192,6 @@ def show_learned(console: Console, histories: Mapping[str, History], chance: flo
 
 
 def plot(histories: Mapping[str, History], chance: float, path: Path) -> Path:
-    """Loss and exact match of the conditions as one PNG."""
     losses, scores = (
         {
             name: [(int(row["step"]), row[key]) for row in history if key in row]

@@ -42,12 +42,7 @@ class AlpacaPlus:
             _check(split)
 
     def path(self, split: str) -> Path:
-        """The file of a split.
-
-        Raises:
-            OptionError: Alpaca+ has no such split.
-            DataError: the folder has no file of the split, under any of its names.
-        """
+        """The file of a split, under any of its names (raises OptionError, DataError)."""
         _check(split)
         if split in self.files:
             return Path(self.files[split])
@@ -65,9 +60,7 @@ class AlpacaPlus:
     def read(self, split: str, *, limit: int | None = None) -> list[Example]:
         """A split's examples, or its first `limit`. Warns if train is only its Alpaca part.
 
-        Raises:
-            OptionError: Alpaca+ has no such split, or `limit` is below 1.
-            DataError: the split is not there, or its file is damaged (see `iter_examples`).
+        Raises OptionError and DataError, as `path` and `iter_examples` do.
         """
         path = self.path(split)
         if path.name.startswith(PARTIAL_TRAIN):

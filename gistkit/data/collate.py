@@ -124,17 +124,15 @@ def encode_and(collate: "Collator", encoder: PromptEncoder) -> Callable[[list[Ex
 class Collator:
     """Makes batches for decoder-only models, or for encoder-decoders.
 
+    A row is cut on the right, as published. The published trainer kept rows whose gist had been
+    cut off; here they are left out and counted.
+
     Attributes:
         num_gist_tokens: the k to draw from, one for each batch.
         conditions: weight of each condition, drawn for each row.
-        limits: where rows are cut.
         pack: examples share rows of up to this many tokens (a longer example has its own row); None
             pads each example to the longest.
-        seed: of the draws.
         lost: rows left out because cutting would have removed their gist or their whole output.
-
-    A row is cut on the right, as published. The published trainer kept rows whose gist had been
-    cut off; here they are left out and counted.
     """
 
     gist_id: int

@@ -113,9 +113,7 @@ Reader = Callable[[DataConfig], dict[str, list[Example]]]
 def read_data(config: DataConfig) -> dict[str, list[Example]]:
     """The examples of each split, in the order of `config.splits` or of the data set.
 
-    Raises:
-        OptionError: no such data set, or it has no such split.
-        DataError: a split's file is missing or damaged; the message names it.
+    Raises OptionError for an unknown data set or split, DataError for a missing or damaged file.
     """
     if config.dataset_name not in DATASETS:
         names = ", ".join(DATASETS)
@@ -128,8 +126,6 @@ def read_splits(config: DataConfig) -> tuple[list[Example], dict[str, list[Examp
 
     Validation is shuffled with seed 42 first, as published, so that a subset is a fair sample and
     the rows of an output file are in the published order.
-
-    Raises: as `read_data`.
     """
     splits = read_data(config)
     train = splits.pop("train", [])[: config.max_train_samples]

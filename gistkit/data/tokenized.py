@@ -1,7 +1,5 @@
 """Training rows as ids, tokenized once, stored on disk and mapped into memory.
 
-    examples ── PromptEncoder ──> folder of Arrow files ── memory map ──> EncodedExample
-
 The folder's name is a digest of the texts, the tokenizer and the template, so the next run of the
 same rows finds it, and no other does. Memory holds the pages that are read; workers share them.
 """
@@ -56,11 +54,8 @@ def tokenize_rows(
 ) -> TokenizedRows:
     """Tokenize `examples` into `folder`, or reuse what an earlier run made of the same examples.
 
-    Raises:
-        PromptError: a row cannot be encoded; the message names it.
-        DataError: no row has an output.
-        SaveError: the folder cannot be written.
-        MissingExtraError: without the extra `train`.
+    Raises PromptError (it names the row), DataError if no row has an output, SaveError and
+    MissingExtraError.
     """
     try:
         import datasets

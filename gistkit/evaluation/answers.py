@@ -24,21 +24,14 @@ PATHS = ("cache", "mask")
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
-    """How to answer.
+    """How to answer; raises OptionError for an unknown condition or path, or beams under the mask.
 
     Attributes:
-        condition: one of CONDITIONS.
         num_gist_tokens: k; None is the model's default.
-        batch_size: inputs answered at once.
-        max_new_tokens: most tokens of an answer.
         max_length: published `generation_max_length` of decoder-only models: the longest prompt of
             a batch counts against it, so long prompts get few new tokens. None: no such limit.
-        num_beams: beam search.
         path: "cache" generates from the gist, or "mask" under the condition's mask: a full pass for
             every token, greedy only.
-
-    Raises:
-        OptionError: an unknown condition or path, or beams under the mask.
     """
 
     condition: str = "gist"
@@ -62,9 +55,7 @@ class AnswerOptions:
 class Gists:
     """Gists that are made when first needed and dropped after their last use.
 
-    Args:
-        compress: makes the gists of several instructions, in one batch.
-        instructions: of all prompts to come, repeated as often as they are used.
+    `instructions` are those of all prompts to come, repeated as often as they are used.
     """
 
     def __init__(self, compress: Callable[[list[str]], Gist], instructions: Sequence[str]) -> None:
@@ -96,14 +87,12 @@ def answer(
     """An answer for each example, in order. Each distinct instruction is compressed once.
 
     Examples of similar length share a batch. A prompt that leaves no room for one new token is
-    answered with "", as in the published evaluation.
+    answered with "", as in the published evaluation. Raises PromptError for an empty instruction,
+    and for a text that holds `<GIST>`.
 
     Args:
         known: answers from an earlier run, by row.
         found: called after each batch with its answers, by row.
-
-    Raises:
-        PromptError: an instruction is empty, or a text holds `<GIST>`.
     """
     k = model.check_k(options.num_gist_tokens)
     lengths = [len(model.encoder.prompt(e.instruction, e.input, k)) for e in examples]

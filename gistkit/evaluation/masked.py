@@ -30,8 +30,7 @@ def generate_masked(
 ) -> list[str]:
     """An answer to each input under `condition`, as `GistModel.generate` gives it without a mask.
 
-    Raises:
-        PromptError: an instruction is empty, or a text holds `<GIST>`.
+    Raises PromptError for an empty instruction, and for a text that holds `<GIST>`.
     """
     pairs = zip(instructions, inputs, strict=True)
     ids, padding = model.pad([model.encoder.prompt(i, x, num_gist_tokens) for i, x in pairs])

@@ -37,8 +37,7 @@ class Output:
 def read_outputs(path: str | PathLike[str]) -> list[Output]:
     """The rows of a `.csv`, alone or with `.gz` or `.xz`; other columns are ignored.
 
-    Raises:
-        DataError: no such file, damaged, not UTF-8, a missing column, a broken row, no row at all.
+    Raises DataError: no such file, damaged, not UTF-8, a missing column, a broken row, no row.
     """
     path = Path(path)
     with opened(path) as file:
@@ -96,13 +95,8 @@ def matched(
     """`others` in the order of `rows`, so that each answers the same example.
 
     Examples are the same if instruction, input and reference are, ignoring gist tokens and white
-    space. Either may be cut off: a longer gist leaves less room for the prompt.
-
-    Args:
-        names: of the two, for messages.
-
-    Raises:
-        DataError: there is no such order.
+    space. Either may be cut off: a longer gist leaves less room for the prompt. Raises DataError,
+    with `names` in its message, if there is no such order.
     """
     if len(rows) != len(others):
         raise DataError(

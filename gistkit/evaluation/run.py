@@ -87,13 +87,8 @@ class Evaluation:
 
     Args:
         splits: examples by split (`validation_unseen`, ...).
-        cases: how to answer, by name.
-        out: folder for outputs and metrics.
         step: of the model, for the names of files.
-        force: replace what `out` holds of another evaluation.
-
-    Raises:
-        SaveError: `out` holds another evaluation.
+        force: replace what `out` holds of another evaluation; otherwise raise SaveError.
     """
 
     def __init__(
@@ -141,17 +136,9 @@ class Evaluation:
     ) -> dict[str, Any]:
         """Answer the remaining examples; returns the content of `metrics-{step}.json`.
 
-        That is `scores` of each case and split, `paired` differences to the full prompt, and the
-        settings and versions.
-
-        Args:
-            seed: of the intervals.
-            about: JSON values to record with the metrics.
-            started: called before each case and split.
-
-        Raises:
-            PromptError, DataError, MissingExtraError: as `evaluate_split`.
-            SaveError: outputs or metrics could not be written.
+        That is `scores` of each case and split, `paired` differences to the full prompt, settings,
+        versions, and the JSON values of `about`. `seed` is that of the intervals; `started` is
+        called before each case and split. Raises SaveError, and what `evaluate_split` raises.
         """
         results = {
             (case, split): self._answer(case, split, started) for case, split in self.outputs

@@ -1,8 +1,4 @@
-"""Score a model on the splits: loss, ROUGE and exact match, and the outputs as CSV files.
-
-examples ── answer ──> answers ── score ──> SplitResult ──> metrics
-                          └── save ──> outputs-{step}-{split}.csv
-"""
+"""Score a model on the splits: loss, ROUGE and exact match, and the outputs as CSV files."""
 
 import math
 import time
@@ -24,8 +20,6 @@ from gistkit.prompts import GIST_TOKEN, Example
 
 @dataclass(frozen=True, slots=True)
 class SplitResult:
-    """A model's answers to a split, and their scores."""
-
     answers: Sequence[str]
     scores: Scores
     loss: float  # of the references, nats per token
@@ -96,10 +90,8 @@ def evaluate_split(
 ) -> SplitResult:
     """Answer the examples and score the answers; `known` and `found` are those of `answer`.
 
-    Raises:
-        PromptError: an example cannot be a prompt.
-        DataError: no example has an output, or none is short enough.
-        MissingExtraError: rouge_score is not installed.
+    Raises PromptError, MissingExtraError, and DataError where no example has an output or none is
+    short enough.
     """
     answers = answer(model, examples, options, known=known, found=found)
     return SplitResult(
@@ -135,10 +127,8 @@ def mean_loss(
 ) -> float:
     """Cross-entropy of the references under the condition's mask: nats, mean over all tokens.
 
-    Examples that are too long to keep their gist or any of their output are left out.
-
-    Raises:
-        DataError: no example has an output, or none is short enough.
+    Examples that are too long to keep their gist or any of their output are left out. Raises
+    DataError if none remains.
     """
     longest = model.adapter.max_positions
     if longest is not None:

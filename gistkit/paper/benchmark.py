@@ -28,8 +28,7 @@ CHECKED_AT_ONCE = 8
 def benchmark_run(config: TrainingConfig, training: Mapping[str, Any]) -> dict[str, float]:
     """Write the published benchmark file of the human split; returns reductions in percent.
 
-    Args:
-        training: the `training` section, with the published keys.
+    `training` is the section of that name, with the published keys.
     """
     values = parse_benchmarking(training)
     assert values is not None

@@ -23,8 +23,6 @@ _FILE = re.compile(r"outputs-(?P<step>\d+)-validation_(?P<split>\w+)\.csv(?:\.gz
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two files of answers to the same examples, their names, and that of the results file."""
-
     a: Path
     b: Path
     names: tuple[str, str]
@@ -36,12 +34,8 @@ def comparisons(
 ) -> list[Comparison]:
     """All comparisons that the files in `folder` allow, ordered by model, condition, k and split.
 
-    Args:
-        names: of folders (as "LLaMA-gist-1") or of models (as "LLaMA"); none: all.
-        splits: none: all.
-
-    Raises:
-        DataError: there is nothing to compare, or a name is not there.
+    `names` are those of folders (as "LLaMA-gist-1") or of models (as "LLaMA"). Without names or
+    splits: all. Raises DataError if there is nothing to compare, or a name is not there.
     """
     folders = sorted(folder.iterdir()) if folder.is_dir() else ()
     found = {
@@ -81,10 +75,7 @@ def sweep(
     names: Collection[str] = (),
     splits: Collection[str] = (),
 ) -> Iterator[tuple[str, Verdicts | JudgeRun]]:
-    """The name of each results file in `out`, with its verdicts or with what is still to be judged.
-
-    Raises: as `comparisons` and `JudgeRun`.
-    """
+    """The name of each results file in `out`, with its verdicts or what is still to be judged."""
     for comparison in comparisons(folder, names=names, splits=splits):
         file = out / comparison.file
         pairs = read_pairs(comparison.a, comparison.b, comparison.names)

@@ -1,9 +1,7 @@
 """Keys of the 2023 system's configuration that have another name today, or no meaning.
 
-    raw config ── translate ──> the same run in today's keys; a log line for each without effect
-
-Every key of the published configuration is accepted. `gistkit.training.arguments` calls `translate`
-for a configuration with keys that it does not know.
+Every key of the published configuration is accepted; one without effect is logged.
+`gistkit.training.arguments` calls `translate` for a configuration with keys that it does not know.
 """
 
 import logging

@@ -82,7 +82,6 @@ def released(path_or_hub_id: str) -> Released | None:
 
 
 def released_config(path_or_hub_id: str) -> GistConfig | None:
-    """The gist config of a released checkpoint; None for any other."""
     release = released(path_or_hub_id)
     return None if release is None else release.config
 

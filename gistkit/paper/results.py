@@ -74,9 +74,7 @@ def build_tables(
 ) -> list[Table]:
     """The tables of these names, or all three, over all folders.
 
-    Raises:
-        OptionError: there is no such table.
-        DataError: no such folder, folders without results, or a damaged file.
+    Raises OptionError for an unknown name, DataError for damaged files or a folder without results.
     """
     build = {
         "rouge": lambda: rouge_table(folders, seed=seed),

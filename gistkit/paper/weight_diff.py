@@ -70,9 +70,7 @@ def make_diff(
 ) -> Manifest:
     """Write the difference between a tuned model and its base to the new folder `out`.
 
-    Args:
-        raw, tuned: folders of models; float32, bfloat16 or float16, in any shards.
-        shard_bytes: size of the files written.
+    `raw` and `tuned` are folders of models: float32, bfloat16 or float16, in any shards.
 
     Raises:
         ModelNotFoundError: weights are missing or damaged.

@@ -62,8 +62,7 @@ _ENCODER_DECODER: Mapping[str, Any] = {
 def byte_tokenizer(*, closing: bool = False) -> PreTrainedTokenizerFast:
     """A tokenizer with one id a byte, built in memory: any text, no files, no merges.
 
-    Args:
-        closing: end each text with eos, as T5's tokenizers do, instead of starting it with bos.
+    `closing` ends each text with eos, as T5's tokenizers do, instead of starting it with bos.
     """
     alphabet = _byte_characters()
     vocabulary = {token: id for id, token in enumerate(_SPECIAL.values())}
@@ -81,13 +80,8 @@ def byte_tokenizer(*, closing: bool = False) -> PreTrainedTokenizerFast:
 def tiny_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A model of `family` with random weights that fits the byte tokenizer and `<GIST>`.
 
-    Args:
-        family: a key of `gistkit.models.families.FAMILIES`.
-        seed: of the weights.
-        changes: config values that differ from the tiny default, such as `sliding_window=16`.
-
-    Raises:
-        OptionError: an unknown family.
+    `family` is a key of `gistkit.models.families.FAMILIES`; an unknown one raises OptionError.
+    `changes` are config values other than the tiny default, such as `sliding_window=16`.
     """
     if family not in FAMILIES:
         raise OptionError(f"unknown family {family!r}; choose one of {', '.join(FAMILIES)}")

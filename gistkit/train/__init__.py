@@ -1,7 +1,5 @@
 """Training with evaluation: what `gistkit train` and `python -m gistkit.train` run.
 
-    argv ── training.composing ──> settings ── run_config ──> training.job, with evaluation's scores
-
 Published usage: `python -m gistkit.train training.gist.num_gist_tokens=2 wandb.tag=mine`.
 """
 
@@ -21,18 +19,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compose the configuration from `argv` (default: the process's own) and run it.
-
-    Raises: as `composing.launch` and `run_config`.
-    """
+    """Compose the configuration from `argv` (default: the process's own) and run it."""
     launch(sys.argv[1:] if argv is None else argv, _run_and_print)
 
 
 def run_config(raw: Mapping[str, Any]) -> dict[str, float]:
-    """Run one composed configuration, given as a plain mapping; returns its results.
-
-    Raises: as `parse_config` and `training.job.run`.
-    """
+    """Run one composed configuration; returns its results (raises GistkitError)."""
     from gistkit.training.arguments import parse_config
     from gistkit.training.job import run
 
@@ -49,7 +41,6 @@ def run_config(raw: Mapping[str, Any]) -> dict[str, float]:
 def make_evaluate(
     splits: Mapping[str, Sequence[Example]], config: "TrainingConfig", folder: Path
 ) -> "Evaluate":
-    """Evaluation by generation, as the run's settings ask for it."""
     from gistkit.evaluation.answers import AnswerOptions
     from gistkit.evaluation.splits import SplitEvaluator
 

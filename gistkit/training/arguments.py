@@ -105,11 +105,7 @@ def _with_sections(error: Exception) -> str:
 
 
 def parse_config(raw: Mapping[str, Any]) -> TrainingConfig:
-    """Check a nested mapping and make it a `TrainingConfig`.
-
-    Raises:
-        OptionError: an unknown key (with the nearest known one), a value out of range.
-    """
+    """Check a nested mapping (OptionError: an unknown key, with the nearest one; a bad value)."""
     try:
         if _has_published_keys(raw):
             from gistkit.paper.keys import translate
@@ -123,7 +119,6 @@ def parse_config(raw: Mapping[str, Any]) -> TrainingConfig:
 
 
 def _has_published_keys(raw: Mapping[str, Any]) -> bool:
-    """Whether there is a key, or an optimizer, that only the 2023 system may know."""
     training = raw.get("training") or {}
     known = {section: set(kind.__dataclass_fields__) for section, kind in SECTIONS.items()}
     known["training"] |= {*HF_FIELDS, "gist"}

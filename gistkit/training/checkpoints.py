@@ -121,9 +121,7 @@ def resume_point(
 ) -> Path | None:
     """The checkpoint to resume from: the one `given`, or the last of `folder`; None to start over.
 
-    Args:
-        config: the settings now, as `run.json` has them.
-        given: `training.resume_from_checkpoint`.
+    `config` holds the settings now, as `run.json` has them.
 
     Raises:
         OptionError: the checkpoints were made with other settings, or have no optimizer; the one

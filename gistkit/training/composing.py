@@ -1,9 +1,7 @@
 """From a command line to checked configurations, and to the jobs: all that knows Hydra.
 
-    argv ── parse_request ──> options, settings ── check ──> every job composes and parses
-         ── launch ──> Hydra: one job, or those of a sweep
-
-Hydra reports mistakes in several lines and its own words; `explain` turns each into one line.
+argv ── parse_request ──> options, settings ── check ──> every job composes and parses
+     ── launch ──> Hydra: one job, or those of a sweep
 """
 
 import argparse

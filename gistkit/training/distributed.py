@@ -1,7 +1,4 @@
-"""Several processes: what the first rank does for all, and weights that are sharded.
-
-Knows nothing about what is trained.
-"""
+"""Several processes: what the first rank does for all, and weights that are sharded."""
 
 import atexit
 import gc

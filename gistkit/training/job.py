@@ -196,7 +196,6 @@ def build(
 def training_rows(
     opened: Run, model: GistModel
 ) -> tuple[TrainingRows | TokenizedRows, Callable[[list[Any]], Batch]]:
-    """The rows to learn from, tokenized now or batch by batch, and their collator."""
     config, args = opened.config, opened.args
     limits = Limits.for_split("train")
     encoder_decoder = model.adapter.padding_side == "right"

@@ -93,8 +93,6 @@ def frozen(model: GistModel, device: torch.device) -> Adapter:
 
 
 class Objective(Protocol):
-    """A loss for each labelled token."""
-
     def __call__(self, step: Step) -> Tensor:
         """Losses [M] in nats, float32."""
         ...

@@ -49,12 +49,8 @@ def reporting(
 ) -> Iterator[list[TrainerCallback]]:
     """The reporters of a run, closed when it ends, however it does; then the curves are plotted.
 
-    Args:
-        first_rank: other ranks get no reporter.
-        lines: print lines if there is no terminal to draw a bar on.
-
-    Raises:
-        MissingExtraError: a report was requested whose package is not installed.
+    With `lines`, they are printed if there is no terminal to draw a bar on. Raises
+    MissingExtraError if the package of a requested report is not installed.
     """
     if not first_rank:
         yield []
@@ -294,7 +290,6 @@ class WandB(WandbCallback):
         self.run: Any = None
 
     def setup(self, args: Any, state: TrainerState, model: Any, **kwargs: Any) -> None:
-        """Start the run, or continue the one that the checkpoint belonged to."""
         self._initialized = True
         wandb, names = self._wandb, self.config.wandb
         saved = self.folder / "wandb.json"
@@ -320,7 +315,6 @@ class WandB(WandbCallback):
         write_text(saved, json.dumps({"id": self.run.id}) + "\n")
 
     def close(self) -> None:
-        """Finish the run; if it was offline, log how to send it."""
         if self.run is None:
             return
         offline, folder = self.run.offline, Path(self.run.dir).parent
@@ -377,7 +371,6 @@ def _points(lines: Sequence[Line], name: str) -> Points:
 
 
 def _curves(lines: Sequence[Line], metric: str) -> dict[str, Points]:
-    """Points by split, of every `eval_{split}_{metric}`."""
     names = sorted({name for line in lines for name in line})
     ending = f"_{metric}"
     return {

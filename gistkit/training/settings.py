@@ -45,14 +45,10 @@ class GistArguments:
 
 @dataclass(frozen=True)
 class LoraArguments:
-    """`training.lora`: train small matrices beside frozen weights.
+    """`training.lora`: small matrices of rank `r` beside frozen weights, scaled by alpha / r.
 
-    Attributes:
-        r: rank of the matrices.
-        alpha: their product is scaled by alpha / r.
-        dropout: before the matrices.
-        target_modules: "all-linear", or names of layers.
-        merge: save a plain model with the adapter in its weights; otherwise the adapter alone.
+    `target_modules` may also be names of layers. `merge` saves a plain model with the adapter in
+    its weights; otherwise the adapter alone is saved.
     """
 
     r: int = 16

@@ -1,7 +1,5 @@
 """Sharded checkpoints become plain gist models; replaces DeepSpeed's `zero_to_fp32.py`.
 
-    checkpoint-N/global_step*/ (ZeRO-3) or pytorch_model_fsdp_0/ (FSDP) ── consolidate ──> a model
-
 Shards are pickles. They are read without running what they contain: tensors by torch's weights-only
 reader, and of classes only those named here, DeepSpeed's as empty stand-ins. DeepSpeed need not be
 installed.

@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 
 def start_model(config: TrainingConfig, seed: int) -> GistModel:
-    """The model to train: its own weights, or random ones drawn with `seed`."""
     args, ks = config.model, config.gist.num_gist_tokens
     path = base_path(args)
     before = trained_before(config)

@@ -39,7 +39,6 @@ class GistTrainer(SafeTrainer):
         adapted: `gist_model.hf_model` inside a LoRA adapter, if only that is trained.
         base: a context in which the adapter does nothing.
         start: a frozen copy of what the run starts from, if that is the objective's teacher.
-        kwargs: the Trainer's own.
     """
 
     def __init__(

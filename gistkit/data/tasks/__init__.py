@@ -8,8 +8,6 @@ in eight, by a hash that never changes:
     train              trained combinations, trained inputs
     validation_seen    trained combinations, held-out inputs
     validation_unseen  held-out combinations, held-out inputs
-
-Knows nothing of tokenizers or models.
 """
 
 from collections import Counter

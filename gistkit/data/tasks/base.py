@@ -37,9 +37,7 @@ class Family(Protocol):
         """Draw an input: the more difficult, the more words."""
         ...
 
-    def answer(self, facts: Facts, input: str) -> str:
-        """The only right output."""
-        ...
+    def answer(self, facts: Facts, input: str) -> str: ...
 
 
 def held_out(*key: object) -> bool:

@@ -1,7 +1,6 @@
 """The client of a chat endpoint that speaks OpenAI's API.
 
 Rate limits, server errors and time-outs are retried; a reply that is no verdict is requested again.
-Knows nothing about results.
 """
 
 import asyncio
@@ -72,8 +71,6 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The result of a question: a verdict, or an `error`."""
-
     verdict: Verdict | None
     error: str
     usage: Usage

@@ -70,7 +70,6 @@ class VerdictJournal:
             ) from error
 
     def left(self, questions: Iterable[Question]) -> list[Question]:
-        """Those without a verdict."""
         return [question for question in questions if question.key not in self._results]
 
     def record(self, question: Question, reply: Reply) -> None:
@@ -88,10 +87,8 @@ class VerdictJournal:
     def close(self, questions: Sequence[Question]) -> Verdicts:
         """Write the results file and delete the journal (raises SaveError).
 
-        If nothing was judged, nothing is written, and `force` replaces nothing.
-
-        Args:
-            questions: all that should have a verdict.
+        `questions` are all that should have a verdict. If nothing was judged, nothing is written,
+        and `force` replaces nothing.
         """
         try:
             content = self._content(questions)

@@ -92,10 +92,7 @@ class Verdicts:
 
 
 def read_results(path: Path) -> Verdicts:
-    """Read a `.json`, alone or with `.gz` or `.xz`.
-
-    Raises DataError: no such file, damaged, or not in the published format.
-    """
+    """Read a `.json`, alone or with `.gz` or `.xz` (raises DataError)."""
     with opened(path) as file:
         data = file.read()
     try:
@@ -177,10 +174,7 @@ def _choice_of(result: Mapping[str, Any]) -> str | None:
 
 
 def report(paths: Sequence[Path]) -> dict[str, Any]:
-    """Summaries of files, and the agreement of their judges, as JSON values.
-
-    Raises DataError as `read_results`.
-    """
+    """Summaries of files, and the agreement of their judges, as JSON values (raises DataError)."""
     names = [str(path) for path in paths]
     found = [read_results(path) for path in paths]
     return {

@@ -32,14 +32,12 @@ class JudgeOptions(EndpointConfig):
 
     Attributes:
         base_url: None is OPENAI_BASE_URL, and without that OpenAI's own.
-        api_key_env: the environment variable that holds the API key.
         seed: decides which answer is shown first.
         both_orders: judge each pair in both orders; unequal verdicts are a tie.
         n: judge the first n pairs; 0 is all.
         concurrency: requests at once.
-        input_price: US dollars per million prompt tokens; None is unknown, except for the
-            published judge.
-        output_price: US dollars per million completion tokens.
+        input_price, output_price: US dollars per million prompt and completion tokens; None is
+            unknown, except for the published judge.
 
     Raises:
         OptionError: a number that is too small, or a `base_url` that is no http address.
@@ -111,19 +109,10 @@ class JudgeOptions(EndpointConfig):
 
 
 class JudgeRun:
-    """Pairs to be judged, and the verdicts of earlier runs.
+    """Pairs to be judged, and the verdicts of earlier runs, which stay in `results_file`.
 
-    Args:
-        pairs: as `read_pairs` gives them.
-        names: of the two answers of a pair.
-        results_file: to be written; verdicts of an interrupted run are kept.
-        force: start over where there is a results file already.
-
-    Attributes:
-        questions: all of them, judged ones included.
-
-    Raises:
-        DataError, SaveError: as `VerdictJournal`.
+    `questions` are all of them, judged ones included. With `force`, start over where there is a
+    results file already. Raises DataError and SaveError, as `VerdictJournal` does.
     """
 
     def __init__(
@@ -149,16 +138,13 @@ class JudgeRun:
 
     @property
     def left(self) -> list[Question]:
-        """Questions without a verdict."""
         return self.journal.left(self.questions)
 
     def judge(self, judged: Callable[[], object] = lambda: None) -> Verdicts:
         """Ask the remaining questions; verdicts are written even if an error ends the run.
 
-        Questions that fail are recorded as failures: see `journal.failures`.
-
-        Args:
-            judged: called after each verdict.
+        Questions that fail are recorded as failures: see `journal.failures`. `judged` is called
+        after each verdict.
 
         Raises:
             JudgeError: the endpoint cannot be used: see `Endpoint.ask`, or it stopped reacting.

@@ -33,11 +33,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How prompts are compressed and answered; None stands for the model's own default.
-
-    Raises:
-        OptionError: a number out of range.
-    """
+    """How prompts are compressed and answered; None: the model's default (raises OptionError)."""
 
     num_gist_tokens: int | None = None
     allow_untrained: bool = False
@@ -63,11 +59,7 @@ class Settings:
         )
 
     def longest_answer(self, model: "GistModel", lengths: Iterable[int]) -> int:
-        """`max_new_tokens`, or the published 512 where the positions allow it.
-
-        Args:
-            lengths: tokens that stand before the answer, of each prompt.
-        """
+        """`max_new_tokens`, or the published 512 if positions allow it behind `lengths` tokens."""
         limit = model.adapter.max_positions
         if self.max_new_tokens is not None:
             return self.max_new_tokens
@@ -105,11 +97,7 @@ def answer(
 ) -> "tuple[Gist, Result]":
     """Answer one input from the gist of `instruction`, or from `gist` (one row).
 
-    Returns:
-        The gist, and what is reported: output, sizes and times, as JSON values.
-
-    Raises:
-        GistkitError: the gist or the prompt cannot be used.
+    Returns the gist, and what is reported: output, sizes and times, as JSON values.
     """
     start = time.perf_counter()
     if gist is None:
@@ -188,9 +176,7 @@ def read_prompts(path: Path) -> list[PromptLine]:
 class Answering:
     """The answers to many prompts, in batches.
 
-    Raises:
-        OptionError: k was not trained and is not allowed.
-        PromptError: a prompt does not fit the model; names its line.
+    Raises OptionError, and PromptError that names the line of a prompt that does not fit.
     """
 
     def __init__(

@@ -76,9 +76,7 @@ class Answered:
     """Answers in one mode, and their cost on this machine.
 
     Attributes:
-        mode: one of MODES.
         missing: why this model cannot answer in this mode; "" where it can.
-        outputs: an answer for each input.
         kept_tokens: prompt tokens kept between answers.
         kept_bytes: memory of their activations.
         read_tokens: prompt tokens read for an answer, those of the (longest) input included.
@@ -110,13 +108,8 @@ def compare(
 ) -> list[Answered]:
     """Answer greedily in all four modes, in turn, in this process; a first round is not timed.
 
-    Args:
-        inputs: one, or several that are answered as one batch.
-        rounds: how many are timed.
-
-    Raises:
-        OptionError: a number below one, or a k that was not trained and not allowed.
-        PromptError: the instruction or an input cannot be used.
+    `inputs` are answered as one batch. Raises OptionError for a number below one or a k that was
+    not trained and not allowed, PromptError for a text that cannot be used.
     """
     check_numbers(max_new_tokens=max_new_tokens, rounds=rounds)
     k = model.check_k(num_gist_tokens, allow_untrained=allow_untrained)

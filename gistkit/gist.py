@@ -53,7 +53,6 @@ class Provenance:
     """Where one row comes from, and what is known of its quality.
 
     Attributes:
-        instruction_sha256: of the instruction's text.
         instruction_tokens: P.
         fidelity: what `gistkit.fidelity` measured, as JSON; None where it was not measured.
     """
@@ -91,7 +90,6 @@ class Prefix:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the activations in bytes."""
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
 
     @property
@@ -194,11 +192,7 @@ class Prefix:
             )
 
     def expand(self, batch: int) -> Self:
-        """A batch of `batch` rows: itself, or its one row seen `batch` times without copying.
-
-        Raises:
-            GistMismatchError: it has neither 1 nor `batch` rows.
-        """
+        """Itself, or its one row seen `batch` times without copying (raises GistMismatchError)."""
         if len(self) == batch:
             return self
         if len(self) != 1:
@@ -264,11 +258,7 @@ class Gist(Prefix):
 
     @classmethod
     def from_file(cls, file: "GistFile") -> "Gist":
-        """Check an open file, its digest last, and look at its tensors where they are.
-
-        Raises:
-            GistFileError: not a gist, another format version, or changed since it was written.
-        """
+        """Check a file, its digest last; tensors are views of its bytes (raises GistFileError)."""
         header = check_front(file)
         file.check_digest()
         return cls(
@@ -312,15 +302,11 @@ class GistFile:
 
     @classmethod
     def of(cls, data: Tensor | bytes, path: PathLike, *, size: int | None = None) -> "GistFile":
-        """Read the front of a file's bytes.
+        """Read the front of a file's bytes (raises GistFileError where its sizes do not fit).
 
         Args:
             data: all of them ([n] uint8 where they are a tensor), or at least the front.
-            path: for messages.
             size: of the whole file, where `data` is less than it.
-
-        Raises:
-            GistFileError: not a gist file, or its sizes do not fit.
         """
         if isinstance(data, bytes):
             data = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)
@@ -439,11 +425,7 @@ def _entry(value: Any, start: int, path: PathLike) -> _Entry:
 
 
 def check_front(file: GistFile) -> Mapping[str, Any]:
-    """The header of an open file, if it is a gist's and its shapes fit; the digest is not checked.
-
-    Raises:
-        GistFileError: it is not, or of another format version.
-    """
+    """The header, if it is a gist's; checks shapes, not the digest (raises GistFileError)."""
     header = file.header
     version = header.get("format_version")
     if version not in (None, FORMAT_VERSION):
@@ -463,12 +445,10 @@ def check_front(file: GistFile) -> Mapping[str, Any]:
 
 
 def instruction_hash(instruction: str) -> str:
-    """SHA-256 of the instruction's UTF-8 text, in hex."""
     return hashlib.sha256(instruction.encode()).hexdigest()
 
 
 def provenance_of(texts: Sequence[str], lengths: Sequence[int]) -> tuple[Provenance, ...]:
-    """Where each row of a gist comes from, given its instruction's text and length in tokens."""
     return tuple(
         Provenance(instruction_hash(text), n) for text, n in zip(texts, lengths, strict=True)
     )

@@ -237,12 +237,7 @@ def score(
 ) -> Scores:
     """Score every prediction, both texts cleaned as published (`clean`).
 
-    Args:
-        sentences: as for `rouge_scores`.
-
-    Raises:
-        MissingExtraError: the package rouge_score is not installed.
-        OptionError: no predictions, or not as many references.
+    `sentences` and errors as for `rouge_scores`.
     """
     texts = Texts(list(map(clean, predictions)), list(map(clean, references)), sentences)
     return Scores({m.name: m.score(texts) for m in METRICS.values() if m.score is not None})

@@ -199,9 +199,6 @@ class GistModel:
             num_gist_tokens: k; default: the first k the model was trained for.
             allow_untrained: permit a k the model was not trained for.
 
-        Returns:
-            A `Gist` of B rows.
-
         Raises:
             OptionError: k is below one, or was not trained and not allowed.
             PromptError: an instruction is empty, too long, or holds `<GIST>`.
@@ -262,7 +259,6 @@ class GistModel:
             gist: one gist for all inputs, or one for each. A `Prefix` of `cache_prompt` works too.
             instructions: instead of a gist, read these in full. With neither, the model answers
                 without any instruction.
-            max_new_tokens: at most this many tokens each.
             do_sample, temperature, top_p, top_k: sampling; `top_k=0` is no limit. Greedy otherwise.
             seed: makes sampling repeatable; the caller's random state is left alone.
             num_beams, num_return_sequences: beam search; several answers each.
@@ -339,11 +335,7 @@ class GistModel:
         write_text(folder / "README.md", card)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> None:
-        """Upload what `save_pretrained` writes to the Hugging Face hub.
-
-        Raises:
-            SaveError: no such repository, no network, no permission to write there.
-        """
+        """Upload what `save_pretrained` writes to the Hugging Face hub (raises SaveError)."""
         from huggingface_hub import HfApi
 
         api = HfApi()

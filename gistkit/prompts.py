@@ -122,11 +122,7 @@ TEMPLATE_NAMES = (*TEMPLATES, "chat")
 
 
 def make_template(name: str, tokenizer: "PreTrainedTokenizerBase") -> Template:
-    """The template called `name`: "decoder", "encoder-decoder" (both published) or "chat".
-
-    Raises:
-        OptionError: there is no such template, or the tokenizer has no chat template.
-    """
+    """One of "decoder", "encoder-decoder" (both published) and "chat" (raises OptionError)."""
     if name == "chat":
         if not tokenizer.chat_template:
             raise OptionError("this tokenizer has no chat template; use template='decoder'")

@@ -81,11 +81,7 @@ def machine(device: object = "cpu") -> dict[str, Any]:
 
 
 def new_figure(width: float, height: float, *, extra: str = "eval") -> Any:
-    """An empty matplotlib figure that needs no screen, in inches.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed; `extra` names the extra that has it.
-    """
+    """A figure in inches that needs no screen (raises MissingExtraError, naming `extra`)."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

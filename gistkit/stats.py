@@ -1,12 +1,5 @@
 """Intervals and tests for results: each once, for the whole package. Pure functions of numbers.
 
-    bootstrap            percentile interval of any statistic of resampled rows
-    mean_interval        of a mean                      median_interval    of a median
-    rate_interval        of a sum over a sum            median_ratio       of paired ratios
-    paired_difference    of the mean of differences
-    wilson_interval      of a share (Wilson 1927)       share_interval     exact (Clopper, Pearson)
-    sign_test            wins against losses, exact     kappa              agreement of two raters
-
 What is resampled is always a whole row: paired values stay together. The same seed gives the same
 interval.
 """
@@ -31,8 +24,6 @@ _AT_ONCE = 4_000_000  # indices held in memory
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A median and its interval."""
-
     median: float
     low: float
     high: float

@@ -29,7 +29,6 @@ class Timing:
 
 
 def synchronize(device: torch.device | str) -> None:
-    """Wait until the device has finished its queue."""
     kind = torch.device(device).type
     if kind == "cuda":
         torch.cuda.synchronize(device)
@@ -60,16 +59,9 @@ def interleave(
     seed: int,
     after_round: Callable[[], object] = lambda: None,
 ) -> dict[str, list[Sample]]:
-    """Run every side once a round, in a random order.
+    """Run every side once a round, in a random order; `warmup` rounds run first and are dropped.
 
-    Args:
-        sides: functions by name; each returns its measurement.
-        rounds: how many rounds count.
-        warmup: rounds that run first and are dropped.
-        after_round: called after each round, warm-up included.
-
-    Returns:
-        The samples of each side; those at one index are of one round.
+    `after_round` is called after those, too. Samples at one index are of one round.
     """
     order = random.Random(seed)
     names = list(sides)

@@ -32,13 +32,8 @@ def write_examples(
 ) -> Table:
     """Write a benchmark file again after each example, so that no measurement is lost.
 
-    Args:
-        measured: the rows of `run_examples`; its errors are raised here.
-        convert: applied to an example's rows before they are written.
-        done: called with the number of examples written.
-
-    Raises:
-        SaveError: the file cannot be written.
+    `convert` is applied to an example's rows first; `done` gets the number of examples written.
+    Raises SaveError, and what `measured` (of `run_examples`) raises.
     """
     rows: list[Row] = []
     for number, example_rows in enumerate(measured, 1):

@@ -39,7 +39,6 @@ class Table:
     """One file.
 
     Attributes:
-        name: of the file.
         prompts: the published columns about the prompts, by name; one value an example.
         kept: tokens kept of each prompt, by mode.
         costs: by mode and by column; one value an example, in the order of their ids.
@@ -52,12 +51,7 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a benchmark file, and check that every mode was run on every example.
-
-    Raises:
-        DataError: no such file, missing columns, a value that is no number, or modes that were run
-            on different examples.
-    """
+    """Read a benchmark file; every mode must have run on every example (raises DataError)."""
     import numpy
 
     rows = _read(path)

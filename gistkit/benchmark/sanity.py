@@ -46,7 +46,6 @@ class Difference:
 
     Attributes:
         place: part, layer and kind of activation; "answer" where greedy tokens differ.
-        prompt: number of the prompt.
         segment, position: gist, input or output, and which of its tokens.
         token: its text.
         roundings: how far it is off, in roundings; `allowed`: how far it may be.
@@ -72,7 +71,6 @@ class Check:
     """The result for one k.
 
     Attributes:
-        k: gist tokens.
         together: whether prompts were read as one batch.
         worst: by place, the largest difference in roundings.
         first: the first difference in order of computation; None where all is the same.
@@ -95,7 +93,6 @@ class Tolerance:
     precisions add up in float32 and round once; float32 rounds every term of a sum.
 
     Attributes:
-        epsilon: of the precision.
         terms: of the longest sum, where every term is rounded; else 1.
     """
 
@@ -122,14 +119,8 @@ def check(
 ) -> Iterator[Check]:
     """Check each k, with all pairs in one batch and with each alone.
 
-    Args:
-        pairs: instructions and inputs.
-        ks: numbers of gist tokens; default: all the model was trained for.
-        max_new_tokens: greedy tokens of each answer.
-
-    Raises:
-        OptionError: a k below one.
-        PromptError: a prompt cannot be used, or does not fit the model.
+    `ks` defaults to all that the model was trained for. Raises OptionError for a k below one,
+    PromptError for a prompt that cannot be used or does not fit the model.
     """
     check_numbers(max_new_tokens=max_new_tokens)
     for k in ks or model.config.num_gist_tokens or (1,):

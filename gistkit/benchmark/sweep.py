@@ -27,10 +27,8 @@ class Options:
     """What is measured.
 
     Attributes:
-        batch_sizes: prompts answered at once.
         instruction_tokens: lengths of the instruction; empty: those of `LENGTHS` that fit.
         num_gist_tokens: k; None: the model's default.
-        warmup: rounds that are not counted.
         seed: of prompts, orders and intervals.
     """
 
@@ -77,21 +75,15 @@ def sweep(
 ) -> dict[str, Any]:
     """Measure all sizes in a random order, so that no length alone meets a slow period.
 
-    Writes benchmark.json after each size; benchmark.md and benchmark.png at the end, and when the
-    run is interrupted.
+    Writes benchmark.json, whose content is returned, after each size; benchmark.md and
+    benchmark.png at the end, and when the run is interrupted.
 
     Args:
         named: the model's name in the report.
         started: called with the number of rounds; returns a function that is called after each.
         done: called with the measurements of each size.
 
-    Returns:
-        The content of benchmark.json.
-
-    Raises:
-        OptionError: a number below one or a length that does not fit.
-        MissingExtraError: matplotlib is not installed.
-        SaveError: the report cannot be written.
+    Raises OptionError, MissingExtraError (matplotlib) and SaveError.
     """
     new_figure(1, 1)  # complain before measuring that matplotlib is not installed
     k = model.check_k(options.num_gist_tokens, allow_untrained=True)

@@ -2,7 +2,8 @@
 
     argv ── app ──> a command ──> the package ──> results on stdout, chatter on stderr
 
-No module here imports torch or transformers at its top, so that `gistkit --help` is quick.
+No module here imports torch or transformers at its top: `gistkit --help` is quick, and options are
+checked before anything slow is imported.
 """
 
 from collections.abc import Sequence

@@ -165,8 +165,6 @@ def check(
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A measured gist of one row and what it is called."""
-
     name: str
     gist: "Gist"
 

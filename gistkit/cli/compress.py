@@ -297,7 +297,6 @@ def as_text(found: Mapping[str, Any]) -> str:
 
 
 def print_modes(modes: "Sequence[Answered]") -> None:
-    """The comparison as a table, modes side by side."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

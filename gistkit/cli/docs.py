@@ -29,7 +29,6 @@ to standard error. Exit status: 0 done; 2 invalid input, reported in one line; 1
 
 
 def pages() -> dict[str, str]:
-    """The pages by file name, as this version of gistkit would write them."""
     return {"cli.md": _commands(), "configuration.md": _settings()}
 
 

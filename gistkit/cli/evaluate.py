@@ -1,7 +1,4 @@
-"""`gistkit evaluate`: score files of answers, or a model's answers to splits.
-
-Options are checked before anything slow is imported.
-"""
+"""`gistkit evaluate`: score files of answers, or a model's answers to splits."""
 
 import os
 import sys
@@ -21,8 +18,6 @@ from gistkit.errors import GistkitError, OptionError
 
 
 class Mode(StrEnum):
-    """How an answer is computed."""
-
     cache = "cache"
     mask = "mask"
 
@@ -231,7 +226,6 @@ def _print_scores(
     *,
     title: str | None = None,
 ) -> None:
-    """Scores side by side, each with its interval; then the differences."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

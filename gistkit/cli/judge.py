@@ -232,7 +232,6 @@ def _options(context: typer.Context) -> "JudgeOptions":
 
 
 def _judge(run: "JudgeRun", what: str) -> "Verdicts":
-    """Judge the remaining pairs, with a progress bar."""
     total, left = len(run.questions), len(run.left)
     try:
         with progress_bar() as progress:

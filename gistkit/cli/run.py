@@ -98,7 +98,6 @@ def emit(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print one line on stderr."""
     print(f"{NAME}: {text}", file=sys.stderr, flush=True)
 
 
@@ -162,8 +161,6 @@ def tensor_bar() -> Iterator[Callable[[str, int, int], None]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
-    """The options of a command that say which model is loaded, and how."""
-
     model: str
     precision: str = "fp32"
     device: str = "auto"

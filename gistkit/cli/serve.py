@@ -1,7 +1,4 @@
-"""`gistkit serve`: options first, then the socket, the store, the engine and the server.
-
-Options are checked before anything slow is imported.
-"""
+"""`gistkit serve`: options first, then the socket, the store, the engine and the server."""
 
 from contextlib import ExitStack
 from enum import StrEnum

@@ -69,7 +69,6 @@ class Extractive(Method):
 
     @cached_property
     def vectorizer(self) -> Any:
-        """TF-IDF of words, fitted on all instructions."""
         try:
             from sklearn.feature_extraction.text import TfidfVectorizer
         except ImportError as error:

@@ -34,14 +34,7 @@ def leaderboard(
     times: Sequence[Times | None] = (),
     seed: int,
 ) -> list[dict[str, Any]]:
-    """An entry for each outcome, in their order; the first is the full prompt.
-
-    Args:
-        times: of each outcome, where they were taken.
-
-    Raises:
-        MissingExtraError: rouge_score is not installed.
-    """
+    """An entry for each outcome, the first being the full prompt's (raises MissingExtraError)."""
     references = tuple(example.output for example in examples)
     return [
         {"method": outcome.method, "budget": outcome.budget, "missing": outcome.missing}
@@ -160,12 +153,7 @@ def _mean(entry: Mapping[str, Any], metric: Metric) -> str:
 
 
 def plot(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the headline metrics and perplexity against kept entries, with intervals, as PNG.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        SaveError: the file cannot be written.
-    """
+    """Plot scores and perplexity by kept entries (raises MissingExtraError, SaveError)."""
     panels = [*TEXT_METRICS, PERPLEXITY]
     figure = new_figure(6 * len(panels), 4.5, extra="compare")
     from matplotlib import colormaps

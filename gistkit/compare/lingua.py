@@ -27,7 +27,6 @@ class Lingua(Method):
 
     Attributes:
         path: a folder or hub id with a token classifier of two labels.
-        cache_dir: where downloads go.
     """
 
     path: str = LINGUA

@@ -203,9 +203,6 @@ def take_times(
     """One example a round, the first once more to warm up; None where a method cannot be run.
 
     Methods that are slow to prepare (`most_rows`) prepare only the first example.
-
-    Args:
-        runs: methods, each with a budget.
     """
     sides: dict[str, Callable[[], tuple[float, float]]] = {}
     for number, (method, budget) in enumerate(runs):

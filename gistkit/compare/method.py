@@ -74,10 +74,8 @@ def instruction_ids(model: GistModel, text: str) -> list[int]:
 
 
 def joined(pieces: Mapping[int, str]) -> str:
-    """Pieces of a text, joined in the order of their numbers."""
     return " ".join(pieces[n].strip() for n in sorted(pieces) if pieces[n].strip())
 
 
 def fits(model: GistModel, pieces: Mapping[int, str], budget: int) -> bool:
-    """Whether the joined pieces have at most `budget` tokens."""
     return len(instruction_ids(model, joined(pieces))) <= budget

@@ -27,8 +27,6 @@ class Options:
         budgets: k of every method; empty: the model's default number of gist tokens.
         trained_limit: rows for which entries are trained.
         lingua: folder or hub id of LLMLingua-2's classifier.
-        cache_dir: where downloads go.
-        max_new_tokens, batch_size: of the answers.
         seed: of intervals and probes.
     """
 
@@ -87,11 +85,7 @@ METHODS: Mapping[str, Callable[[Sources], Method]] = MappingProxyType(
 
 
 def build(names: Sequence[str], sources: Sources) -> list[Method]:
-    """The methods of these names, the full prompt first: all others are compared with it.
-
-    Raises:
-        OptionError: there is no such method.
-    """
+    """The methods of these names; the full prompt, their baseline, first (raises OptionError)."""
     for name in names:
         if name not in METHODS:
             raise OptionError(

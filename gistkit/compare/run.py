@@ -38,7 +38,7 @@ def compare(
     force: bool = False,
     progress: Callable[[str, int], Callable[[int], object]] = lambda name, rows: lambda done: None,
 ) -> dict[str, Any]:
-    """Answer `examples` by every method, and write compare.json, compare.md and compare.png.
+    """Answer by every method, and write compare.json (also returned), compare.md, compare.png.
 
     Args:
         pool: other examples, whose inputs are probes; default: those that are answered.
@@ -47,9 +47,6 @@ def compare(
         force: replace a comparison with other options.
         progress: called with a method's name and number of steps before it begins; returns a
             function that is called with the number of steps done.
-
-    Returns:
-        The content of compare.json.
 
     Raises:
         OptionError: there is no such method, or the model is an encoder-decoder.

@@ -31,7 +31,6 @@ def export(
 
     Args:
         model: the one that made it.
-        format: one of FORMATS.
         base: folder or hub id from which the other program loads the model.
 
     Raises:
@@ -71,11 +70,7 @@ def export(
 
 
 def restore(folder: str | os.PathLike[str]) -> Gist:
-    """The gist of a folder that `export` wrote, in any of its formats.
-
-    Raises:
-        GistFileError: no such folder, nothing that `export` wrote, or changed since.
-    """
+    """The gist of a folder that `export` wrote, unless that has changed (raises GistFileError)."""
     source = Path(folder)
     facts = _facts(source)
     try:

@@ -49,7 +49,6 @@ class Fidelity:
         probes: how many answers were compared.
         tokens: how many tokens they have together.
         drawn: whether the probes were sampled from the model, or given.
-        seed: of the sampling.
     """
 
     score: float
@@ -109,9 +108,6 @@ def measure_fidelity(
         instruction: what the gist was made of.
         gist: one row.
         probes: inputs like those expected; default: sampled from the model under the full prompt.
-        num_probes: how many are sampled.
-        max_new_tokens: longest answer that is compared.
-        seed: of the sampling.
 
     Raises:
         GistMismatchError: several rows, another model's gist, or one of another instruction.

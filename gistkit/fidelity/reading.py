@@ -65,9 +65,7 @@ def read_along(
     """The leader's greedy answer to each of B prompts, and what the readers make of it.
 
     Args:
-        leaders: B prompts.
         readers: by name, B prompts each. All leaders share one prefix, and so do a reader's.
-        max_new_tokens: answers are cut there.
 
     Raises:
         PromptError: a prompt leaves no room for an answer.
@@ -141,14 +139,11 @@ def _kl(expected: Tensor, seen: Tensor) -> Tensor:
 def sample_probes(
     model: GistModel, instruction: str, num_gist_tokens: int, *, n: int, seed: int
 ) -> list[str]:
-    """At most `n` different inputs, the empty one first; the same for the same seed.
+    """At most `n` different inputs for a seed, the empty one first (raises PromptError).
 
     A decoder reads `Instruction: ... Input:` in its template and continues; the text it samples up
     to the end of the line is an input. An encoder-decoder has no such position, so its only probe
     is the instruction without an input.
-
-    Raises:
-        PromptError: the instruction holds `<GIST>` or does not fit.
     """
     if n == 1 or not model.adapter.can_cache_prompts:
         return [""]

@@ -38,7 +38,6 @@ class GistConfig:
 
     @property
     def default_k(self) -> int:
-        """k where none is given."""
         return self.num_gist_tokens[0] if self.num_gist_tokens else 1
 
     def save(self, folder: Path) -> None:

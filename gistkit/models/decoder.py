@@ -192,7 +192,6 @@ class DecoderAdapter(Adapter):
 
     @cached_property
     def kv_bytes_per_token(self) -> int:
-        """Keys and values of every layer, as one token leaves them."""
         token = torch.zeros((1, 1), dtype=torch.long, device=self.model.device)
         cached = self.cache_prompt(token, torch.ones_like(token))
         return sum(tensor.numel() * tensor.element_size() for tensor in cached.values())

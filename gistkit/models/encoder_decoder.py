@@ -61,11 +61,7 @@ class EncoderDecoderAdapter(Adapter):
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
-        """The encoder takes the gist mask, the decoder the cross mask.
-
-        Args:
-            label_documents: [B, T] as `documents`, for the decoder's tokens.
-        """
+        """The encoder takes the gist mask, the decoder the cross mask."""
         relabels = relabelled(ids, gist_id, condition, documents)
         cross = cross_attention(relabels, padding)
         mask = create_bidirectional_mask(

@@ -25,7 +25,6 @@ class Family:
     """All that is special about one `model_type`. A plain rotary decoder needs no argument.
 
     Attributes:
-        adapter: how gists are made and used.
         tiny: config values of its tiny double (`gistkit.testing`) beside those all doubles have:
             a head size that is not hidden size / heads, experts, kinds of layers.
         mlp_matrices: matrices of a dense MLP, for counting operations: two, or three where it is
@@ -114,11 +113,7 @@ def adapter_for(model: PreTrainedModel) -> Adapter:
 
 
 def adapter_class(config: PreTrainedConfig) -> type[Adapter]:
-    """The adapter class for a config, before any weights are read.
-
-    Raises:
-        UnsupportedModelError: with the reason why gists are not exact for this model.
-    """
+    """The adapter class for a config, before weights are read (raises UnsupportedModelError)."""
     family = _family_of(config)
     if family.adapter is DecoderAdapter:
         rotary.check(config.get_text_config())
@@ -136,11 +131,7 @@ def _family_of(config: PreTrainedConfig) -> Family:
 
 
 def key_frequencies(config: Any) -> Tensor:
-    """Radians per position [D / 2] with which `rotary.moved` moves the keys of a text config.
-
-    Raises:
-        UnsupportedModelError: moving keys is not proved for this model.
-    """
+    """Radians per position [D / 2] by which `rotary.moved` turns (raises UnsupportedModelError)."""
     family = FAMILIES.get(config.model_type)
     kind = (config.rope_parameters or {}).get("rope_type", "default")
     if family is None or not family.keys_move or kind not in rotary.FIXED:

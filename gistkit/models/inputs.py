@@ -89,11 +89,7 @@ def counts_of(numbers: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """The device, if this machine has it; "auto" is a GPU where there is one.
-
-    Raises:
-        OptionError: it is not available.
-    """
+    """The device (raises OptionError where it is missing); "auto" is a GPU where there is one."""
     if device == "auto":
         mps = "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device("cuda" if torch.cuda.is_available() else mps)
@@ -150,11 +146,7 @@ def decoding_options(
     streamed: bool = False,
     **more: Any,
 ) -> GenerationConfig:
-    """Checked options; `more` (special ids, stop strings) goes through unchanged.
-
-    Raises:
-        OptionError: a number out of range, or options that exclude each other.
-    """
+    """Checked options; `more` (special ids, stop strings) goes unchanged (raises OptionError)."""
     check_numbers(
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,

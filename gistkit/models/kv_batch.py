@@ -63,12 +63,7 @@ class KVBatch(ABC):
 
 
 class StaticBatch(KVBatch):
-    """Rows that begin together; none joins later.
-
-    Args:
-        cache: keys and values, as the first pass left them.
-        logits: [B, V].
-    """
+    """Rows that begin together, on the `cache` that the first pass left; none joins later."""
 
     def __init__(self, cache: Cache, logits: Tensor) -> None:
         self.cache, self.logits = cache, logits
@@ -157,10 +152,8 @@ class ContinuousBatch(KVBatch):
     """Rows of a decoder without sliding windows; any row joins at any time.
 
     Args:
-        model: the transformers model.
         cache: keys and values of the prompts, W columns, as the first pass left them.
         padding: [B, W], 0 at padding.
-        logits: [B, V].
     """
 
     def __init__(self, model: Any, cache: Cache, padding: Tensor, logits: Tensor) -> None:

@@ -103,9 +103,7 @@ def fetch_revision(hub_id: str, revision: str, *, cache_dir: str | None = None) 
 def load_config(path: str, *, cache_dir: str | None = None) -> PreTrainedConfig:
     """A model's config.json; of a LoRA adapter, its base model's.
 
-    Raises:
-        ModelNotFoundError: no such folder or hub id, or no readable config in it.
-        UnsupportedModelError: a family for which gists are not exact.
+    Raises ModelNotFoundError, and UnsupportedModelError where gists are not exact.
     """
     if base := adapter_base(path, cache_dir=cache_dir):
         return load_config(base, cache_dir=cache_dir)
@@ -123,9 +121,7 @@ def load_model(
 ) -> PreTrainedModel:
     """Weights in evaluation mode; a LoRA adapter is merged into its base model.
 
-    Raises:
-        ModelNotFoundError: weights are missing or damaged, or an adapter's base is not there.
-        MissingExtraError: an adapter, and PEFT is not installed.
+    Raises ModelNotFoundError (also for an adapter's base), MissingExtraError where PEFT is needed.
     """
     if base := adapter_base(path, cache_dir=cache_dir):
         return _load_adapted(path, base, config, dtype=dtype, cache_dir=cache_dir)
@@ -180,21 +176,17 @@ def _load_adapted(
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
-    """transformers' Auto class for a config."""
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def load_tokenizer(path: str, *, cache_dir: str | None = None) -> PreTrainedTokenizerBase:
-    """A tokenizer that encodes as the one its model was trained with.
+    """A tokenizer that encodes as the one its model was trained with (raises ModelNotFoundError).
 
     A LLaMA tokenizer of before 2023-07 is a bare `tokenizer.model` whose config does not speak of
     `legacy`: it put a word mark behind every special token. transformers 5 assumes the later
     behaviour unless told (huggingface/transformers#24565). For T5 transformers 5 builds a new
     pipeline in place of the saved `tokenizer.json`, which drops the piece that a newline before
     `<GIST>` became in training; the saved one is used.
-
-    Raises:
-        ModelNotFoundError: there is no readable tokenizer.
     """
     options = {"legacy": True} if _is_early_llama(Path(path)) else {}
     try:
@@ -215,10 +207,7 @@ def load_tokenizer(path: str, *, cache_dir: str | None = None) -> PreTrainedToke
 
 
 def load_gist_config(path: str, *, cache_dir: str | None = None) -> GistConfig | None:
-    """`gist_config.json` of a folder or hub id, or what is known of a released checkpoint.
-
-    None where there is neither.
-    """
+    """`gist_config.json` of a folder or hub id, else what is known of a released checkpoint."""
     local = Path(path) / FILE_NAME
     if local.is_file():
         return GistConfig.load(local)
@@ -259,7 +248,6 @@ def add_gist_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 
 def gist_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of `<GIST>` in a tokenizer that has it."""
     return int(tokenizer.get_vocab()[GIST_TOKEN])
 
 

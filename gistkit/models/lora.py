@@ -56,10 +56,7 @@ def add(
     Args:
         base: folder or hub id of `model`, recorded for loading the adapter.
         r, alpha, dropout: rank, scale (the product of the matrices counts alpha / r) and dropout.
-        target_modules: "all-linear", or names of the model's linear layers.
-
-    Raises:
-        OptionError: the model has no such layers.
+        target_modules: "all-linear", or names of linear layers (OptionError without such layers).
     """
     config = LoraConfig(
         r=r,

@@ -42,8 +42,7 @@ def check(config: Any) -> None:
 def max_positions(config: Any) -> int:
     """Positions the model was made for; fewer where its rotation changes past a length.
 
-    Raises:
-        UnsupportedModelError: as `check`.
+    Raises as `check`.
     """
     check(config)
     limits = [config.max_position_embeddings]

@@ -96,7 +96,6 @@ class Growing:
     """A text made of tokens that come one by one.
 
     Attributes:
-        ids: the tokens.
         stopped: whether a stop string has come; the text ends before it.
     """
 

@@ -257,7 +257,7 @@ def fill(root: Path, size: int) -> list[str]:
 
 
 def measure(name: str, root: Path, ids: list[str], rounds: int) -> dict[str, float]:
-    """Milliseconds of each operation, nobody else being there."""
+    """Milliseconds of each operation, without other processes."""
     kind = CANDIDATES[name]
     opened = [clock(lambda: kind(root)) for _ in range(rounds)]
     quota = sum(file.stat().st_size for file in os.scandir(root / "gists")) + 2**20

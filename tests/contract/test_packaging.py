@@ -1,4 +1,4 @@
-"""What pyproject.toml, the constraints and the wheel promise to whoever installs gistkit."""
+"""What pyproject.toml, the constraints and the wheel promise to those who install gistkit."""
 
 import json
 import re

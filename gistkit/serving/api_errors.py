@@ -84,8 +84,7 @@ def api_error(error: Exception, **facts: Any) -> ApiError:
         case PromptError() | OptionError():
             return ApiError(400, str(error), code="invalid_value")
         case SaveError():
-            message = str(error).replace("raise `max_bytes`", "raise the server's quota")
-            return ApiError(507, message, code="store_full")
+            return ApiError(507, str(error), code="store_full")
         case TimeoutError():
             return ApiError(504, "the request took longer than the server allows", code="timeout")
         case GistkitError():

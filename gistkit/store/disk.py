@@ -38,7 +38,6 @@ DELAY = 5.0
 """Uses are written down once there are so many, or after so many seconds."""
 LEFTOVER = 3600.0
 """Seconds after which a file in `new` belongs to a writer that was killed."""
-MAGIC = b"SQLite format 3\0"
 
 FAILURES = (OSError, sqlite3.Error)
 
@@ -99,7 +98,7 @@ class Disk:
             record = Record.read(id, file, stamp)
         except IsADirectoryError as error:
             self._set_aside(id, stamp)
-            raise damaged(self.path(id), "it is no ordinary file") from error
+            raise damaged(self.path(id), "it is not a regular file") from error
         except OSError:
             return None
         except GistFileError:
@@ -154,8 +153,9 @@ class Disk:
         """What is known of a gist, expired or not (raises GistFileError: damaged)."""
         self.flush()
         with self.reading():
-            stamp = self.stamp(id)
-            if stamp is None:
+            try:
+                stamp = _stamp(self.path(id).lstat())
+            except FileNotFoundError:
                 self.gists.stat()  # without a folder nothing is known
                 return None
             row = self._run(lambda index: index.find(id, *stamp[1:]))
@@ -357,7 +357,8 @@ class Disk:
         if self.max_bytes is not None and size + pinned > self.max_bytes:
             raise SaveError(
                 f"a gist of {size} bytes does not fit into {self.root}: its quota is "
-                f"{self.max_bytes} bytes, {pinned} of them pinned; raise `max_bytes` or unpin some"
+                f"{self.max_bytes} bytes, {pinned} of them pinned; raise the store's quota or "
+                "unpin some"
             )
 
     def _run(self, action: Callable[[Index], T], *, change: bool = False) -> T:
@@ -382,17 +383,19 @@ class Disk:
         return self.root / "index.sqlite"
 
     def _make_index_again(self, *, damaged: bool = False) -> None:
-        self.index.close()
-        opened, self._inode = self._inode, 0  # if this fails, the next call opens it
-        with self._alone():
+        with self._alone():  # closing deletes the log by name: it must not be another index's
+            self.index.close()
+            opened, self._inode = self._inode, 0  # if this fails, the next call opens it
             if damaged and _inode(self._index_path) == opened:
                 self._set_index_aside()
             self._open_index()
         self._add_rows()
 
     def _open_index(self) -> None:
+        # Only SQLite opens the file: closing it here would drop the locks of all its connections in
+        # this process (POSIX), and another process would take the index for unused.
         path = self._index_path
-        if not _is_database(path):
+        if not path.exists() or not path.stat().st_size:
             self._set_index_aside()
         try:
             self.index = Index(path)
@@ -445,14 +448,6 @@ def _unlink(path: Path) -> bool:
 
 def _stamp(status: os.stat_result) -> Stamp:
     return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def _is_database(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except FileNotFoundError:
-        return False
 
 
 def _inode(path: Path) -> int | None:

@@ -302,7 +302,10 @@ class GistStore:
     def remove(self, id: str) -> bool:
         """Delete a gist, pinned or not; False if there was none (raises OptionError, SaveError)."""
         check_id(id)
-        return sum(tier.remove(id) for tier in reversed(self._tiers)) > 0
+        held = self._memory.read(id) is not None  # not if another process removed it
+        removed = [tier.remove(id) for tier in reversed(self._tiers) if tier is not self._memory]
+        self._memory.remove(id)
+        return held or any(removed)
 
     def pin(self, id: str, pinned: bool = True) -> None:
         """Keep from eviction, or no longer.

@@ -206,6 +206,32 @@ def test_a_file_that_a_killed_writer_left_counts_for_the_quota(tmp_path: Path, p
         assert len(list(store._disk.gists.iterdir())) == 2
 
 
+def test_a_gist_that_another_process_removed_is_not_removed_again(
+    tmp_path: Path, pair: Make
+) -> None:
+    key, gist = pair(0)
+    ours, theirs = GistStore(tmp_path), GistStore(tmp_path)
+    ours.put(key, gist)
+    assert ours.get(key) is not None  # in memory now
+    assert theirs.remove(key.id)
+    assert not ours.remove(key.id)
+
+
+def test_a_file_that_cannot_be_looked_at_is_not_a_missing_one(
+    tmp_path: Path, pair: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, gist = pair(0)
+    store = GistStore(tmp_path)
+    store.put(key, gist)
+
+    def broken(path: Path) -> os.stat_result:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "lstat", broken)
+    with pytest.raises(GistFileError, match=r"cannot be read: .*Input/output error"):
+        store.find(key.id)
+
+
 def test_a_store_that_was_read_only_is_written_once_it_can_be(
     tmp_path: Path, pair: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

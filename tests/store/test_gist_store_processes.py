@@ -3,6 +3,8 @@
 import multiprocessing as mp
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from multiprocessing.context import ForkServerProcess
@@ -20,6 +22,12 @@ from tests.store.store_writers import (
     write_until_killed,
 )
 
+OTHER = """
+import sys
+from gistkit.store import GistStore
+with GistStore(sys.argv[1]) as store:
+    print(store.stats()["misses"])
+"""
 KILLS, AT_ONCE = 200, 4
 
 
@@ -168,3 +176,22 @@ def test_killed_writers_lose_nothing_acknowledged(
             assert files == {entry.id for entry in store.entries()}
     acknowledged = sum(log.read_text().count("done") for log in logs)
     assert acknowledged > KILLS  # they did work in between
+
+
+def test_two_stores_in_one_process_share_the_index_with_other_processes(tmp_path: Path) -> None:
+    """POSIX locks are a process's: one store must not release those of the other."""
+
+    def miss(store: GistStore) -> None:
+        store._disk.used(None, "misses")
+        store._disk.flush()
+
+    def seen_by_another() -> int:
+        command = [sys.executable, "-c", OTHER, str(tmp_path)]
+        return int(subprocess.run(command, check=True, capture_output=True).stdout)
+
+    with GistStore(tmp_path) as first, GistStore(tmp_path):
+        miss(first)
+        assert seen_by_another() == 1
+        for _ in range(5):
+            miss(first)
+        assert first.stats()["misses"] == seen_by_another() == 6

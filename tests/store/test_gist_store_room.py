@@ -84,7 +84,7 @@ def test_pins_are_kept_and_fill_the_quota(tmp_path: Path, pair: Make) -> None:
     store.put(*pair(1))
     store.pin(pair(1)[0].id)
     with pytest.raises(
-        SaveError, match=r"does not fit .* of them pinned; raise `max_bytes` or unpin"
+        SaveError, match=r"does not fit .* of them pinned; raise the store's quota or unpin"
     ):
         store.put(*pair(2))
     assert len(store.entries()) == 2

@@ -60,7 +60,7 @@ class Journal:
         self.found: Entry | None = None
         self._settings: Entry | None = json.loads(json.dumps(settings))
         self._whole = 0  # bytes of whole lines
-        self._restart = False
+        self._restart = self._replace = False
         self._file: Any = None
         check_target(target)
         check_target(self.path)
@@ -78,10 +78,13 @@ class Journal:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def restart(self) -> None:
-        """Drop all entries; the file keeps them until the next entry is appended."""
+    def restart(self, *, replace: bool = False) -> None:
+        """Drop all entries; the file keeps them until the next entry is appended.
+
+        With `replace` that also deletes the target, which a later run would otherwise read.
+        """
         self.entries, self.found = [], None
-        self._restart = True
+        self._restart, self._replace = True, replace
 
     def open(self) -> None:
         """Lock the journal for this run, and ensure that there is room for a line.
@@ -191,6 +194,8 @@ class Journal:
             os.truncate(self._file.fileno(), 0)
             self._restart = False
             self._write_settings()
+            if self._replace:
+                self.target.unlink(missing_ok=True)
 
     def _write_settings(self) -> None:
         if self._settings is not None and not os.fstat(self._file.fileno()).st_size:

@@ -174,6 +174,7 @@ def judge_all(
     output_price: OutputPrice = None,
     dry_run: DryRun = False,
     json: Json = False,
+    force: Force = False,
 ) -> None:
     """Judge every model, k and split against its positive control, as published.
 
@@ -186,7 +187,8 @@ def judge_all(
     plans: dict[str, Mapping[str, Any]] = {}
     runs: list[JudgeRun] = []
     options = _options(context)
-    for file, comparison in sweep(options, folder, out, names=only or (), splits=split or ()):
+    selected = {"names": only or (), "splits": split or ()}
+    for file, comparison in sweep(options, folder, out, force=force, **selected):
         if not isinstance(comparison, JudgeRun):
             found[file] = comparison
         elif dry_run:

@@ -74,8 +74,13 @@ def sweep(
     *,
     names: Collection[str] = (),
     splits: Collection[str] = (),
+    force: bool = False,
 ) -> Iterator[tuple[str, Verdicts | JudgeRun]]:
-    """The name of each results file in `out`, with its verdicts or what is still to be judged."""
+    """The name of each results file in `out`, with its verdicts or what is still to be judged.
+
+    Args:
+        force: start over where a results file is not one that the published script completed.
+    """
     for comparison in comparisons(folder, names=names, splits=splits):
         file = out / comparison.file
         pairs = read_pairs(comparison.a, comparison.b, comparison.names)
@@ -83,7 +88,7 @@ def sweep(
         if found is not None:
             yield file.name, found
             continue
-        run = JudgeRun(options, pairs, comparison.names, file)
+        run = JudgeRun(options, pairs, comparison.names, file, force=force)
         complete = not run.left and not run.journal.journal.path.exists()
         yield file.name, read_results(file) if complete else run
 

@@ -139,6 +139,33 @@ def test_a_journal_that_was_written_meanwhile(tmp_path: Path) -> None:
     assert (found.tally.wins, found.content["usage"]["requests"]) == (2, 2)
 
 
+def test_a_forced_run_that_is_killed_leaves_its_verdicts(tmp_path: Path) -> None:
+    """The old results file goes with the first new verdict, or the next run would read it."""
+    pairs = [Pair(row, f"q{row}", "a", "b") for row in range(2)]
+    questions = [Question(pair, False) for pair in pairs]
+
+    def journal(seed: int, *, force: bool = False) -> VerdictJournal:
+        settings = {"both_orders": False, "seed": seed}
+        names = ("ours", "full")
+        return VerdictJournal(
+            tmp_path / "r.json", pairs, names=names, settings=settings, force=force
+        )
+
+    first = journal(1)
+    for question in questions:
+        first.record(question, Reply(Verdict("a", "old"), "", Usage(1)))
+    first.close(questions)
+    killed = journal(2, force=True)
+    assert (tmp_path / "r.json").exists()  # until there is a verdict
+    killed.record(questions[0], Reply(Verdict("b", "new"), "", Usage(1)))
+    killed.journal.close()
+    resumed = journal(2)
+    assert resumed.left(questions) == questions[1:]
+    resumed.record(questions[1], Reply(Verdict("b", "new"), "", Usage(1)))
+    found = resumed.close(questions)
+    assert [entry["reason"] for entry in found.content["results"]] == ["new", "new"]
+
+
 def test_a_full_disk_keeps_what_was_written(run: Run, tmp_path: Path) -> None:
     with FakeEndpoint() as fake:
         command = [*arguments(tmp_path, fake, n=60), "--concurrency", "2"]

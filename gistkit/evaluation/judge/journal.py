@@ -29,7 +29,7 @@ class VerdictJournal:
         names: of the answers, as `Pair.a` and `Pair.b`.
         settings: of the judge; those in `FIXED` must stay the same.
         prices: US dollars per million prompt and completion tokens, where known.
-        force: start over; the old file is replaced when the first new verdict comes.
+        force: start over; the old file is deleted when the first new verdict comes.
 
     Raises:
         DataError: the file is no results file.
@@ -61,7 +61,7 @@ class VerdictJournal:
             head = {**settings, "names": names, "usage": asdict(self.usage)}
             self.journal = Journal(path, head, fixed=FIXED, force=force)
             if force:
-                self.journal.restart()
+                self.journal.restart(replace=True)
             elif self.journal.found:
                 self._read_journal(self.journal.found)
         except (LookupError, TypeError, AttributeError) as error:

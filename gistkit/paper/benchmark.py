@@ -53,7 +53,7 @@ def benchmark_run(config: TrainingConfig, training: Mapping[str, Any]) -> dict[s
     return benchmark_examples(
         model,
         human[: values["max_benchmarking_samples"]],
-        Path(values["benchmarking_output_file"]),
+        Path(str(values["benchmarking_output_file"])),
         k=config.gist.num_gist_tokens[0],
         instructions=bool(values["benchmarking_prompt_caching"]) or mode == FULL_PROMPT,
         profiler=values["benchmarking_profiler"],

@@ -24,7 +24,11 @@ from urllib.parse import urlparse
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from transformers import TrainerCallback, TrainerState
-from transformers.integrations.integration_utils import TensorBoardCallback, WandbCallback
+from transformers.integrations.integration_utils import (
+    TensorBoardCallback,
+    WandbCallback,
+    WandbLogModel,
+)
 
 from gistkit.errors import MissingExtraError, SaveError
 from gistkit.files import write_text
@@ -285,6 +289,7 @@ class WandB(WandbCallback):
 
     def __init__(self, config: TrainingConfig, folder: Path) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._log_model = WandbLogModel.FALSE  # checkpoints are not uploaded
         self.config = config
         self.folder = folder
         self.run: Any = None
@@ -313,6 +318,19 @@ class WandB(WandbCallback):
             return
         self.run.define_metric("*", step_metric=STEP)
         write_text(saved, json.dumps({"id": self.run.id}) + "\n")
+
+    def on_log(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: Any,
+        model: Any = None,
+        logs: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._wandb is not None and not self._initialized:
+            self.setup(args, state, model)  # may turn the callback off
+        super().on_log(args, state, control, model, logs, **kwargs)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         if self.run is None:

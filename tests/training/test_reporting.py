@@ -213,6 +213,31 @@ def test_what_turns_wandb_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert why_not_wandb() == "WANDB_MODE=disabled"
 
 
+def test_an_evaluation_outlives_wandb_that_cannot_be_reached(
+    args: TrainingArguments,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Without training the first event is a log."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_LOG_MODEL", "checkpoint")
+    (tracker,) = trackers(config(report_to="wandb"), tmp_path)
+
+    def unreachable(**given: object) -> None:
+        raise wandb.Error("no network")
+
+    monkeypatch.setattr(wandb, "init", unreachable)
+    state = TrainerState(is_world_process_zero=True)
+    for _ in range(2):
+        tracker.on_log(args, state, TrainerControl(), logs={"eval_loss": 1.0})
+    tracker.on_save(args, state, TrainerControl())
+    assert [line for line in caplog.messages if "no network" in line] == [
+        "Weights & Biases is off: no network"
+    ]
+
+
 @pytest.mark.parametrize("package", ["wandb", "tensorboard"])
 def test_a_missing_package_is_named(
     package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -110,6 +110,9 @@ def compare(
     if methods and "trained" not in methods:
         refuse_given(context, "trained_limit", why="is for --methods trained; give that too")
 
+    from gistkit.compare.methods import check_names
+
+    check_names(methods or ())
     loaded = ModelOptions(
         model=model, precision=precision.value, device=device.value, cache_dir=cache_dir
     ).load(verbose=verbose)

@@ -84,11 +84,16 @@ METHODS: Mapping[str, Callable[[Sources], Method]] = MappingProxyType(
 )
 
 
-def build(names: Sequence[str], sources: Sources) -> list[Method]:
-    """The methods of these names; the full prompt, their baseline, first (raises OptionError)."""
+def check_names(names: Sequence[str]) -> None:
+    """Raise OptionError where there is no method of that name."""
     for name in names:
         if name not in METHODS:
             raise OptionError(
                 f"`methods`: there is no method {name!r}; choose of {', '.join(METHODS)}"
             )
+
+
+def build(names: Sequence[str], sources: Sources) -> list[Method]:
+    """The methods of these names; the full prompt, their baseline, first (raises OptionError)."""
+    check_names(names)
     return [METHODS[name](sources) for name in dict.fromkeys((FULL, *(names or METHODS)))]

@@ -70,8 +70,11 @@ def compare(
         if not outcome.missing  # what was missing may be installed by now
     }
     outcomes: list[Outcome] = []
+    done: set[tuple[str, int | None]] = set()
     for method, budget in runs:
-        outcome = known.get((method.name, budget if method.budgeted else None))
+        key = method.name, budget if method.budgeted else None
+        done.add(key)
+        outcome = known.get(key)
         if outcome is None:
             outcome = answer_all(
                 model,
@@ -82,7 +85,8 @@ def compare(
                 max_new_tokens=options.max_new_tokens,
                 done=progress(f"{method.name}, {budget}", 2 * len(examples[: method.most_rows])),
             )
-            _write(_report(model, [*outcomes, outcome], examples, config), out)
+            later = [found for key, found in known.items() if key not in done]
+            _write(_report(model, [*outcomes, outcome, *later], examples, config), out)
         outcomes.append(outcome)
     report = _report(model, outcomes, examples, config, take_times(model, examples[:TIMED], runs))
     _write(report, out)

@@ -24,7 +24,7 @@ ifndef PARALLEL
 .NOTPARALLEL:
 endif
 .PHONY: help demo test slow test-deepspeed test-page vllm test-vllm kvpress test-kvpress check bench
-.PHONY: oldest test-oldest test-newest dist format clean
+.PHONY: oldest newest test-oldest test-newest dist format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -74,7 +74,7 @@ test-oldest: oldest ## parity and the command line on the oldest releases allowe
 	$(OLDEST)/bin/python -m pytest tests/parity
 	PYTHONPATH=$(OLD_PACKAGES) $(BIN)/python -m pytest -m "not slow" tests/contract tests/cli $(PINNED_ONLY)
 
-test-newest: $(NEW_PACKAGES)/.ready ## the same on the newest releases allowed, as of today
+test-newest: newest ## the same on the newest releases allowed, as of today
 	PYTHONPATH=$(NEW_PACKAGES) $(BIN)/python -m pytest -m "not slow" tests/parity tests/contract tests/cli $(PINNED_ONLY)
 
 dist: $(DIST)/.ready ## build sdist and wheel, check them, and run the wheel from an empty environment
@@ -148,6 +148,11 @@ $(KVPRESS)/.ready: .venv/.dev constraints-kvpress.txt
 	$(call overlay,$(KVPRESS),--requirement constraints-kvpress.txt)
 	@touch $@
 
+# Both are built from this checkout, which two goals at once must not do.
+ifdef PARALLEL
+$(OLDEST)/.ready: | $(VLLM)/.ready
+endif
+
 # The core install alone, to show that it needs no extra: constraints.txt with the lines of
 # constraints-oldest.txt in place of its own.
 $(OLDEST)/.ready: WANTED = -e . pytest
@@ -167,13 +172,13 @@ $(OLD_PACKAGES)/.ready: .venv/.dev constraints-oldest.txt
 
 # The newest release of each dependency that pyproject.toml names and allows, less torch; of their
 # own dependencies only those that would not fit. Nothing is installed where pip has nothing newer.
-$(NEW_PACKAGES)/.ready: .venv/.dev
+newest: .venv/.dev
+	@rm -rf $(NEW_PACKAGES)
 	@mkdir -p $(NEW_PACKAGES)
 	@$(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*project["dependencies"], *sum(project["optional-dependencies"].values(), []), sep="\n")' | grep -v -E '^(gistkit\[|torch>|deepspeed>|vllm>)' > $(NEW_PACKAGES)/direct.txt
 	$(BIN)/python -m pip install --quiet --dry-run --disable-pip-version-check --report $(NEW_PACKAGES)/report.json --upgrade torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)') --requirement $(NEW_PACKAGES)/direct.txt
 	@$(BIN)/python -c 'import json; found = [p["metadata"] for p in json.load(open("$(NEW_PACKAGES)/report.json"))["install"]]; print(*(p["name"] + "==" + p["version"] for p in found if p["name"] != "torch"), sep="\n")' > $(NEW_PACKAGES)/requirements.txt
 	$(call overlay,$(NEW_PACKAGES),--requirement $(NEW_PACKAGES)/requirements.txt)
-	@touch $@
 
 $(DIST)/.ready: WANTED = build twine
 $(DIST)/.ready:

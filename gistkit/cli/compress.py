@@ -128,6 +128,8 @@ def compress(
     gistkit compress --gist capital.gist --input Italy
     gistkit compress --jsonl prompts.jsonl --out answers.jsonl
     """
+    if not model_name_or_path:
+        raise OptionError("--model-name-or-path is empty; give a folder or a hub id")
     options = ModelOptions(
         model=model_name_or_path,
         precision=precision.value,

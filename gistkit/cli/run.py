@@ -63,10 +63,12 @@ def with_flags(message: str, command: Any, words: Sequence[str]) -> str:
     `--name x`, and a positional parameter its name in the help; names that the command does not
     take are unchanged.
     """
-    for word in words:
-        if not isinstance(command, TyperGroup):
+    for word in words:  # a group's command comes first: later words are values of options
+        if not isinstance(command, TyperGroup) or word not in command.commands:
             break
-        command = command.commands.get(word, command)
+        command = command.commands[word]
+    if isinstance(command, TyperGroup):  # `gistkit benchmark MODEL`
+        command = command.commands.get("run", command)
     parameters = {parameter.name: parameter for parameter in command.params}
 
     def flag(match: re.Match[str]) -> str:
@@ -169,7 +171,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise OptionError("`model_name_or_path` is empty; give a folder or a hub id")
+            raise OptionError("`model` is empty; give a folder or a hub id")
 
     def load(self, *, verbose: bool = False) -> "GistModel":
         """The model (raises ModelError, OptionError)."""

@@ -85,7 +85,7 @@ def recover(
             changes,
             path_tuned,
             dtype=precision,
-            naive_check=check_integrity_naively,
+            check_integrity_naively=check_integrity_naively,
             name=path_diff,
             progress=progress,
         )

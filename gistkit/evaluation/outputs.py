@@ -21,7 +21,7 @@ from gistkit.prompts import GIST_TOKEN
 
 COLUMNS = ("x", "y_pred", "y_true")
 
-_HINT = "only answers to the same examples can be compared; otherwise pass `unpaired=True`"
+_HINT = "only answers to the same examples can be compared"
 _SPAN = re.compile(rf"(\s*{GIST_TOKEN})+\s*")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gistkit.errors import DataError
 from gistkit.evaluation.outputs import matched, read_outputs
 from gistkit.metrics import clean, difference, score
 from gistkit.report import versions
@@ -27,10 +28,13 @@ def score_files(
     files = [read_outputs(path) for path in paths]
     if not unpaired:
         names = [str(path) for path in paths]
-        files = [
-            matched(files[-1], rows, names=(names[-1], name))
-            for name, rows in zip(names, files, strict=True)
-        ]
+        try:
+            files = [
+                matched(files[-1], rows, names=(names[-1], name))
+                for name, rows in zip(names, files, strict=True)
+            ]
+        except DataError as error:
+            raise DataError(f"{error}; otherwise pass `unpaired=True`") from error
     scores = [
         score([row.y_pred for row in rows], [row.y_true for row in rows], sentences=clean)
         for rows in files

@@ -91,8 +91,8 @@ def check_whole(path: str) -> None:
     release = RELEASED.get(path)
     if (release is not None and release.is_diff) or (Path(path) / MANIFEST).is_file():
         raise OptionError(
-            f"{path} is a weight diff; give the model it belongs to (`weight_diff_base`), or "
-            "recover it first (gistkit weights recover)"
+            f"{path} is a weight diff; recover the model first (gistkit weights recover), or "
+            "load it with its base, `weight_diff_base`"
         )
 
 

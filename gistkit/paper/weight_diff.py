@@ -105,7 +105,7 @@ def recover(
     out: Path,
     *,
     dtype: str | None = None,
-    naive_check: bool = True,
+    check_integrity_naively: bool = True,
     name: str | None = None,
     shard_bytes: int = SHARD,
     progress: Progress = silent,
@@ -117,7 +117,7 @@ def recover(
 
     Args:
         dtype: precision of what is written; default: the tuned model's (released diffs: their own).
-        naive_check: refuse a released model whose sum of weights differs.
+        check_integrity_naively: refuse a released model whose sum of weights differs.
         name: what the diff is called, where its folder is called otherwise (a hub id).
 
     Raises: as `make_diff`.
@@ -155,7 +155,7 @@ def recover(
                         )
                     done, total = done + 1, total + part
         write_index(folder, shards)
-        if naive_check and release is not None:
+        if check_integrity_naively and release is not None:
             check_sum(release, total, name or str(diff))
         _copy(diff, folder)
         config = released_config(name or str(diff))
@@ -333,7 +333,7 @@ def check_sum(release: Released, weight_sum: float, what: str) -> None:
         raise OptionError(
             f"the weights recovered with {what} sum to {weight_sum:.4f}, not to the published "
             f"{release.weight_sum:.4f}: this is not the base, or files are damaged; to skip this "
-            "check, `naive_check=False`"
+            "check, `check_integrity_naively=False`"
         )
 
 

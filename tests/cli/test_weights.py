@@ -48,7 +48,7 @@ def test_the_diff_is_applied_by_itself(run: Run, decoder: Path, tmp_path: Path) 
     expected = json.loads(run(*command, decoder).out)
     assert json.loads(ended.out)["fingerprint"] == expected["fingerprint"]
     assert json.loads(ended.out)["output"] == expected["output"]
-    assert "is a weight diff; give the model" in run(*command, diff).error
+    assert "is a weight diff; recover the model" in run(*command, diff).error
 
 
 def test_mistakes(run: Run, decoder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 
-from gistkit.errors import GistkitError, PromptError, UnavailableError
+from gistkit.errors import GistkitError, UnavailableError
 from gistkit.serving.scheduler import FairQueue
 from gistkit.serving.vllm.client import BrokenError, Endpoint, EndpointError, WrongServerError
 from gistkit.serving.vllm.jobs import Job
@@ -101,7 +101,7 @@ class Router:
         except TimeoutError:
             endpoint.silent += 1
             return "" if endpoint.up and endpoint.silent < SILENT else "it does not answer"
-        except (EndpointError, PromptError) as error:
+        except (EndpointError, GistkitError) as error:
             return str(error)
         except Exception:
             log.exception("checking a server failed")

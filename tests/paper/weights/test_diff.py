@@ -274,7 +274,7 @@ def test_a_diff_of_a_diff(copied: Path) -> None:
 
 
 def test_a_diff_is_no_model(made: Path) -> None:
-    with pytest.raises(OptionError, match=r"is a weight diff; give the model it belongs to"):
+    with pytest.raises(OptionError, match=r"is a weight diff; recover the model first"):
         GistModel.from_pretrained(made / "diff")
 
 

@@ -104,7 +104,7 @@ def test_the_published_command(
 
 
 def test_a_diff_without_its_base(place: Path) -> None:
-    with pytest.raises(OptionError, match=r"gist-1 is a weight diff; give .*`weight_diff_base`"):
+    with pytest.raises(OptionError, match=r"gist-1 is a weight diff; recover .*`weight_diff_base`"):
         GistModel.from_pretrained(DIFFS[0], cache_dir=str(place / "cache"))
 
 
